@@ -1,0 +1,77 @@
+//! Everything one proxy has to know, keyed by resource name.
+//!
+//! `translate` returns a snapshot, `control` turns two of them into a delta, the proxy collects one from the wire.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::cluster::Cluster;
+use crate::endpoint::Endpoints;
+use crate::listener::Listener;
+use crate::route::RouteTable;
+
+/// Resources of one proxy. Values are shared between proxies that see the same thing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ProxySnapshot {
+    /// Listeners by name.
+    pub listeners: BTreeMap<String, Arc<Listener>>,
+    /// Route tables by name.
+    pub routes: BTreeMap<String, Arc<RouteTable>>,
+    /// Clusters by name.
+    pub clusters: BTreeMap<String, Arc<Cluster>>,
+    /// Endpoints by cluster name.
+    pub endpoints: BTreeMap<String, Arc<Endpoints>>,
+}
+
+impl ProxySnapshot {
+    /// Names that are referred to but absent: `(referrer, missing)`. An empty result means that the snapshot is closed.
+    pub fn dangling(&self) -> Vec<(String, String)> {
+        use crate::cluster::Discovery;
+        use crate::http::RouteSource;
+        use crate::listener::Filters;
+        use crate::route::RouteAction;
+
+        let mut out = Vec::new();
+        let check_table = |from: &str, table: &RouteTable, out: &mut Vec<(String, String)>| {
+            for route in table.hosts.iter().flat_map(|h| &h.routes) {
+                if let RouteAction::Forward(forward) = &route.action {
+                    for (cluster, _) in &forward.clusters {
+                        if !self.clusters.contains_key(cluster) {
+                            out.push((from.to_string(), cluster.clone()));
+                        }
+                    }
+                }
+            }
+        };
+        for (name, listener) in &self.listeners {
+            for chain in listener.all_chains() {
+                match &chain.filters {
+                    Filters::Tcp(tcp) if !self.clusters.contains_key(&tcp.cluster) => {
+                        out.push((name.clone(), tcp.cluster.clone()));
+                    }
+                    Filters::Tcp(_) => {}
+                    Filters::Http(http) => match &http.routes {
+                        RouteSource::Named(table) if !self.routes.contains_key(table) => {
+                            out.push((name.clone(), table.clone()));
+                        }
+                        RouteSource::Named(_) => {}
+                        RouteSource::Inline(table) => check_table(name, table, &mut out),
+                    },
+                }
+            }
+        }
+        for (name, table) in &self.routes {
+            check_table(name, table, &mut out);
+        }
+        for (name, cluster) in &self.clusters {
+            if let Discovery::Eds { service } = &cluster.discovery
+                && !self.endpoints.contains_key(service)
+            {
+                out.push((name.clone(), service.clone()));
+            }
+        }
+        out
+    }
+}
