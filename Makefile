@@ -1,0 +1,40 @@
+# Two targets are for everybody: `make demo` and `make test`. The rest are their parts.
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: demo test bench build check fmt clippy layers tidy docs
+
+demo:            ## cluster + mesh + security lab on this machine, with a table of results (KEEP=1 leaves it running)
+	@scripts/deps demo
+	@cargo build --locked --bins
+	@scripts/demo
+
+test: build      ## everything CI runs
+	scripts/deps test
+	cargo test --workspace --locked
+	scripts/labs
+
+bench:           ## a pair of sidecars beside Envoy, HAProxy and a bare relay
+	scripts/deps bench
+	bench/run
+
+build:
+	@scripts/deps test
+	cargo build --workspace --locked --all-targets
+
+check: fmt clippy layers tidy docs
+
+fmt:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+layers:
+	cargo run -q -p xtask --locked -- layers
+
+tidy:
+	cargo run -q -p xtask --locked -- tidy
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items
