@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::ProxySnapshot;
+
 /// State of one xDS type on one stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncState {
@@ -87,4 +89,17 @@ pub struct Denial {
     pub host: String,
     /// Response code details (`rbac_access_denied_matched_policy[…]`).
     pub details: String,
+}
+
+/// What a proxy holds, as its admin port answers on `/config_dump` (`istioctl proxy-config`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfigDump {
+    /// Proxy version.
+    pub version: String,
+    /// Node id of its xDS streams.
+    pub node: String,
+    /// The configuration in force.
+    pub snapshot: ProxySnapshot,
+    /// Certificates and trust bundles, without keys.
+    pub secrets: Vec<SecretStatus>,
 }

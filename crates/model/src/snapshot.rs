@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 use crate::endpoint::Endpoints;
@@ -13,7 +13,7 @@ use crate::listener::Listener;
 use crate::route::RouteTable;
 
 /// Resources of one proxy. Values are shared between proxies that see the same thing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProxySnapshot {
     /// Listeners by name.
     pub listeners: BTreeMap<String, Arc<Listener>>,
