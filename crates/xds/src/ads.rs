@@ -1,0 +1,406 @@
+//! The tonic ends of ADS: a service adapter for the control plane and a client task for the proxy.
+//!
+//! Both only move messages between a stream and the state machines of [`crate::server`] and [`crate::client`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use futures::{Stream, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Extensions, Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::Node;
+use crate::client::{Change, DeltaClient};
+use crate::resources::{ResourceSet, ResourceType};
+use crate::server::{DeltaServer, SotwServer, StreamEvent};
+
+/// Largest message in either direction, in bytes. A full state of a large mesh fits; a peer cannot ask for more memory.
+pub const MAX_MESSAGE: usize = 64 << 20;
+/// How long a new stream may take to send its first request with the node.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// Responses that may wait for the transport.
+const SEND_QUEUE: usize = 16;
+
+/// What a peer said of itself when it opened a stream. Nothing in it is verified; the backend authenticates.
+#[derive(Debug)]
+pub struct Hello {
+    /// The node of the first request.
+    pub node: Node,
+    /// gRPC metadata (`authorization`, `clusterid`).
+    pub metadata: MetadataMap,
+    /// Extensions of the connection (peer certificates, remote address).
+    pub extensions: Extensions,
+    /// Whether the stream is incremental.
+    pub delta: bool,
+}
+
+/// A stream that the backend admitted.
+pub struct Session {
+    /// The peer's resources; a new value is pushed as it appears. The stream ends when the sender is dropped.
+    pub resources: watch::Receiver<Arc<ResourceSet>>,
+    /// Gets the events of the stream, `Closed` last.
+    pub observer: Box<dyn Fn(StreamEvent) + Send + Sync>,
+    /// Name of this control plane in responses (`control_plane.identifier`).
+    pub identifier: String,
+}
+
+/// Source of resources, implemented by the control plane.
+#[tonic::async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Authenticates and admits a stream, or refuses it with a status.
+    async fn connect(&self, hello: Hello) -> Result<Session, Status>;
+}
+
+/// The gRPC service of a backend, with message sizes bounded.
+pub fn service<B: Backend>(backend: Arc<B>) -> AggregatedDiscoveryServiceServer<AdsService<B>> {
+    AggregatedDiscoveryServiceServer::new(AdsService { backend })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
+/// Adapter from tonic to the state machines.
+pub struct AdsService<B> {
+    backend: Arc<B>,
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What both protocol variants have in common.
+trait Machine: Send + 'static {
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+    fn take_node(request: &mut Self::Request) -> Option<Node>;
+    fn on_request(&mut self, request: Self::Request) -> Result<(), Status>;
+    fn poll(&mut self, set: &ResourceSet) -> Vec<Self::Response>;
+    fn take_events(&mut self) -> Vec<StreamEvent>;
+}
+
+impl Machine for DeltaServer {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+    fn take_node(request: &mut Self::Request) -> Option<Node> {
+        request.node.take()
+    }
+    fn on_request(&mut self, request: Self::Request) -> Result<(), Status> {
+        DeltaServer::on_request(self, request).map_err(|e| Status::resource_exhausted(e.to_string()))
+    }
+    fn poll(&mut self, set: &ResourceSet) -> Vec<Self::Response> {
+        DeltaServer::poll(self, set)
+    }
+    fn take_events(&mut self) -> Vec<StreamEvent> {
+        DeltaServer::take_events(self)
+    }
+}
+
+impl Machine for SotwServer {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+    fn take_node(request: &mut Self::Request) -> Option<Node> {
+        request.node.take()
+    }
+    fn on_request(&mut self, request: Self::Request) -> Result<(), Status> {
+        SotwServer::on_request(self, request).map_err(|e| Status::resource_exhausted(e.to_string()))
+    }
+    fn poll(&mut self, set: &ResourceSet) -> Vec<Self::Response> {
+        SotwServer::poll(self, set)
+    }
+    fn take_events(&mut self) -> Vec<StreamEvent> {
+        SotwServer::take_events(self)
+    }
+}
+
+impl<B: Backend> AdsService<B> {
+    async fn open<M: Machine>(
+        &self,
+        request: Request<Streaming<M::Request>>,
+        delta: bool,
+        machine: impl FnOnce(String) -> M,
+    ) -> Result<Response<Responses<M::Response>>, Status> {
+        let (metadata, extensions, mut requests) = request.into_parts();
+        let mut first = match timeout(FIRST_REQUEST, requests.next()).await {
+            Ok(Some(first)) => first?,
+            Ok(None) => return Err(Status::cancelled("stream closed before its first request")),
+            Err(_) => return Err(Status::deadline_exceeded("no first request")),
+        };
+        let node = M::take_node(&mut first)
+            .ok_or_else(|| Status::invalid_argument("the first request must carry the node"))?;
+        let hello = Hello {
+            node,
+            metadata,
+            extensions,
+            delta,
+        };
+        let session = self.backend.connect(hello).await?;
+        let machine = machine(session.identifier.clone());
+        let (tx, rx) = mpsc::channel(SEND_QUEUE);
+        tokio::spawn(pump(machine, first, requests, session, tx));
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+}
+
+/// Runs one stream until either side ends it.
+async fn pump<M: Machine>(
+    mut machine: M,
+    first: M::Request,
+    mut requests: Streaming<M::Request>,
+    mut session: Session,
+    tx: mpsc::Sender<Result<M::Response, Status>>,
+) {
+    let mut next = Some(first);
+    loop {
+        if let Some(request) = next.take()
+            && let Err(status) = machine.on_request(request)
+        {
+            // The peer may be gone already; then there is nobody to tell.
+            tx.send(Err(status)).await.unwrap_or_default();
+            break;
+        }
+        let set = session.resources.borrow_and_update().clone();
+        let responses = machine.poll(&set);
+        for event in machine.take_events() {
+            (session.observer)(event);
+        }
+        let mut gone = false;
+        for response in responses {
+            gone |= tx.send(Ok(response)).await.is_err();
+        }
+        if gone {
+            break;
+        }
+        tokio::select! {
+            request = requests.next() => match request {
+                Some(Ok(request)) => next = Some(request),
+                Some(Err(status)) => {
+                    debug!(%status, "xDS stream failed");
+                    break;
+                }
+                None => break,
+            },
+            changed = session.resources.changed() => if changed.is_err() {
+                break;
+            },
+            () = tx.closed() => break,
+        }
+    }
+    (session.observer)(StreamEvent::Closed);
+}
+
+#[tonic::async_trait]
+impl<B: Backend> AggregatedDiscoveryService for AdsService<B> {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.open(request, false, |id| SotwServer::new(id)).await
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open(request, true, |id| DeltaServer::new(id)).await
+    }
+}
+
+/// Makes connections to the control plane for the client task: TLS, current certificate, current token.
+#[tonic::async_trait]
+pub trait Connector: Send + Sync + 'static {
+    /// A fresh channel and the metadata of the stream (`authorization: Bearer …`, `clusterid`), or the reason why not.
+    async fn connect(&self) -> Result<(Channel, MetadataMap), String>;
+}
+
+/// What the client task tells the proxy.
+#[derive(Debug)]
+pub enum ClientEvent {
+    /// A stream is open.
+    Connected,
+    /// Changes to apply as a whole. Answer through [`Update::accept`] or [`Update::reject`]; dropping it refuses.
+    Update(Update),
+    /// A response could not be decoded and was refused; nothing changed.
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// The stream ended; the former configuration stays, and the task connects again.
+    Disconnected {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Changes of one response.
+#[derive(Debug)]
+pub struct Update {
+    /// Type of the response.
+    pub kind: ResourceType,
+    /// What changes.
+    pub changes: Vec<Change>,
+    answer: oneshot::Sender<Result<(), String>>,
+}
+
+impl Update {
+    /// The proxy runs the changes.
+    pub fn accept(self) {
+        // The stream may have ended meanwhile; the next one tells the versions anew.
+        self.answer.send(Ok(())).unwrap_or_default();
+    }
+
+    /// The proxy cannot run the changes; it keeps what it had.
+    pub fn reject(self, reason: String) {
+        self.answer.send(Err(reason)).unwrap_or_default();
+    }
+
+    /// Splits into the changes and the handle for the answer.
+    pub fn into_parts(self) -> (ResourceType, Vec<Change>, Answer) {
+        (self.kind, self.changes, Answer(self.answer))
+    }
+}
+
+/// Answers an [`Update`] after its changes were taken out.
+#[derive(Debug)]
+pub struct Answer(oneshot::Sender<Result<(), String>>);
+
+impl Answer {
+    /// See [`Update::accept`] and [`Update::reject`].
+    pub fn send(self, result: Result<(), String>) {
+        self.0.send(result).unwrap_or_default();
+    }
+}
+
+/// Waiting times between attempts to connect: doubled from `first` to `max`, reset by a stream that delivered.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    /// First waiting time.
+    pub first: Duration,
+    /// Longest waiting time.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff {
+            first: Duration::from_millis(200),
+            max: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Subscribes and keeps subscribed until `stop` is cancelled or the receiver of events is dropped.
+pub async fn run_client(
+    node: Node,
+    connector: Arc<dyn Connector>,
+    backoff: Backoff,
+    events: mpsc::Sender<ClientEvent>,
+    stop: CancellationToken,
+) {
+    let mut client = DeltaClient::new(node);
+    let mut wait = backoff.first;
+    loop {
+        let mut delivered = false;
+        let outcome = tokio::select! {
+            outcome = one_stream(&mut client, connector.as_ref(), &events, &mut delivered) => outcome,
+            () = stop.cancelled() => return,
+        };
+        let reason = match outcome {
+            Ok(()) => return,
+            Err(reason) => reason,
+        };
+        if delivered {
+            wait = backoff.first;
+        }
+        warn!(%reason, retry_ms = wait.as_millis() as u64, "xDS stream ended");
+        if events.send(ClientEvent::Disconnected { reason }).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => return,
+        }
+        wait = (wait * 2).min(backoff.max);
+    }
+}
+
+/// One stream. `Ok` means that nobody listens any more.
+async fn one_stream(
+    client: &mut DeltaClient,
+    connector: &dyn Connector,
+    events: &mpsc::Sender<ClientEvent>,
+    delivered: &mut bool,
+) -> Result<(), String> {
+    let (channel, metadata) = connector.connect().await?;
+    let mut ads = AggregatedDiscoveryServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let (tx, rx) = mpsc::channel::<DeltaDiscoveryRequest>(SEND_QUEUE);
+    // The queue is filled before anybody reads it, so the opening requests must fit: one per type.
+    for request in client.start() {
+        tx.send(request).await.map_err(|e| e.to_string())?;
+    }
+    let mut request = Request::new(ReceiverStream::new(rx));
+    *request.metadata_mut() = metadata;
+    let mut responses = ads
+        .delta_aggregated_resources(request)
+        .await
+        .map_err(|status| format!("{:?}: {}", status.code(), status.message()))?
+        .into_inner();
+    info!("xDS stream open");
+    if events.send(ClientEvent::Connected).await.is_err() {
+        return Ok(());
+    }
+    loop {
+        let response = match responses.next().await {
+            Some(Ok(response)) => response,
+            Some(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),
+            None => return Err("closed by the control plane".into()),
+        };
+        *delivered = true;
+        let answers = match client.on_response(response) {
+            Err(refusal) => {
+                warn!(message = %refusal.message, "refusing configuration");
+                let message = refusal.message;
+                if events.send(ClientEvent::Refused { message }).await.is_err() {
+                    return Ok(());
+                }
+                vec![*refusal.request]
+            }
+            Ok(mut pending) => {
+                let (answer, verdict) = oneshot::channel();
+                let update = Update {
+                    kind: pending.kind(),
+                    changes: std::mem::take(&mut pending.changes),
+                    answer,
+                };
+                if events.send(ClientEvent::Update(update)).await.is_err() {
+                    return Ok(());
+                }
+                match verdict.await {
+                    Ok(Ok(())) => client.accept(pending),
+                    Ok(Err(reason)) => vec![client.reject(pending, &reason)],
+                    Err(_) => vec![client.reject(pending, "the proxy dropped the update")],
+                }
+            }
+        };
+        for answer in answers {
+            tx.send(answer)
+                .await
+                .map_err(|_| "stream closed while answering".to_string())?;
+        }
+    }
+}
