@@ -21,7 +21,11 @@ pub use engine::{Decision, Engine, Verdict};
 pub struct AuthzFilter {
     /// What a match means.
     pub action: Action,
-    /// Enforced rules. An ALLOW filter without rules denies everything (S2b table).
+    /// Whether an enforced policy of this action is bound. False when all of them are dry-run policies: then `rules` is
+    /// empty and nothing is decided here, whereas an enforced ALLOW filter without rules denies everything (S2.80,
+    /// S2.132).
+    pub enforced: bool,
+    /// Enforced rules; ids are unique in a filter. An enforced ALLOW filter without rules denies everything (S2b table).
     pub rules: Vec<Rule>,
     /// Rules of dry-run policies: counted, never enforced (S2.130).
     pub shadow: Vec<Rule>,
