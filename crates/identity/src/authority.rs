@@ -455,7 +455,7 @@ impl IssuedCertificate {
 
 fn parse_ca<'a>(what: &str, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Error> {
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err(Error::BadCa(format!("{what} is followed by other bytes"))),
         Err(e) => Err(Error::BadCa(format!("{what} cannot be parsed: {e}"))),
     }
