@@ -210,10 +210,12 @@ pub fn check_ca_chain(
             }
             check_signature_algorithm(&certificate).map_err(|why| bad(format!("certificate {name:?}: {why}")))?;
             let issued_by = |candidate: &&CertificateDer<'_>| {
-                X509Certificate::from_der(candidate).is_ok_and(|(_, issuer)| {
-                    issuer.subject().as_raw() == certificate.issuer().as_raw()
-                        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
-                })
+                // A self-signed certificate that is not trusted leads nowhere.
+                candidate.as_ref() != current.as_ref()
+                    && X509Certificate::from_der(candidate).is_ok_and(|(_, issuer)| {
+                        issuer.subject().as_raw() == certificate.issuer().as_raw()
+                            && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+                    })
             };
             roots
                 .certificates()
