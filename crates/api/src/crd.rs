@@ -250,6 +250,53 @@ pub fn unknown_fields_of(kind: &Kind, object: &Value) -> Vec<Diagnostic> {
     }
 }
 
+/// As [`shape_error`], for a spec of a kind.
+pub(crate) fn shape_error_of(kind: &Kind, spec: &Value) -> Option<(String, String)> {
+    schemas()
+        .get(kind.kind)
+        .and_then(|schema| shape_error(spec, schema, "spec"))
+}
+
+/// The first place where a list stands for an object or the other way round. serde takes `[]` for any object whose fields are all
+/// optional, so without this check a rule written as `[]` would be the empty rule, which matches everything.
+pub(crate) fn shape_error(value: &Value, schema: &Value, path: &str) -> Option<(String, String)> {
+    let wanted = schema.get("type").and_then(Value::as_str);
+    match (wanted, value) {
+        (Some("object"), Value::Object(map)) => {
+            let properties = schema.get("properties").and_then(Value::as_object);
+            let additional = schema.get("additionalProperties");
+            map.iter().find_map(|(key, inner)| {
+                let at = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                let inner_schema = properties.and_then(|p| p.get(key)).or(additional)?;
+                shape_error(inner, inner_schema, &at)
+            })
+        }
+        (Some("array"), Value::Array(items)) => {
+            let inner_schema = schema.get("items")?;
+            items
+                .iter()
+                .enumerate()
+                .find_map(|(i, item)| shape_error(item, inner_schema, &format!("{path}[{i}]")))
+        }
+        (Some(wanted @ ("object" | "array")), other) => {
+            let found = match other {
+                Value::Null => "null",
+                Value::Bool(_) => "a boolean",
+                Value::Number(_) => "a number",
+                Value::String(_) => "a string",
+                Value::Array(_) => "a list",
+                Value::Object(_) => "an object",
+            };
+            Some((path.to_string(), format!("must be of type {wanted}, found {found}")))
+        }
+        _ => None,
+    }
+}
+
 /// Fields of `value` that `schema` does not have, each as an error with the nearest known name.
 pub fn unknown_fields(value: &Value, schema: &Value, path: &str) -> Vec<Diagnostic> {
     let mut findings = Vec::new();

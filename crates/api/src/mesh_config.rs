@@ -399,6 +399,14 @@ impl MeshConfig {
         };
         crate::object::drop_nulls(&mut value);
         let unknown = crd::unknown_fields(&value, crd::mesh_config_schema(), "");
+        if let Some((path, message)) = crd::shape_error(&value, crd::mesh_config_schema(), "") {
+            return Err(Diagnostic::new(
+                Code::DECODE,
+                Severity::Error,
+                path,
+                format!("mesh config: {message}"),
+            ));
+        }
         let config: Self = serde_path_to_error::deserialize(value).map_err(|e| {
             Diagnostic::new(
                 Code::DECODE,
@@ -580,7 +588,7 @@ mod tests {
     #[test]
     fn bad_provider_is_a_warning() {
         let (config, findings) = MeshConfig::read(
-            "extensionProviders:\n- name: x\n  envoyExtAuthzHttp: {service: '', port: 70000, pathPrefix: a}\n- name: y\n  zipkin: {service: z, port: 1}\n",
+            "extensionProviders:\n- name: x\n  envoyExtAuthzHttp: {service: '', port: 70000, pathPrefix: a}\n- name: zip\n  zipkin: {service: z, port: 1}\n",
         )
         .unwrap();
         assert_eq!(findings.len(), 3, "{findings:?}");

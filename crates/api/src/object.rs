@@ -233,6 +233,9 @@ impl<S: Spec> Object<S> {
             Some(spec) => {
                 let mut spec = spec.clone();
                 drop_nulls(&mut spec);
+                if let Some((path, message)) = crd::shape_error_of(S::KIND, &spec) {
+                    return Err(decode(path, message));
+                }
                 serde_path_to_error::deserialize(spec)
                     .map_err(|e| decode(format!("spec.{}", e.path()), e.inner().to_string()))?
             }

@@ -35,7 +35,7 @@ pub struct RequestAuthentication {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("required" = ["issuer"], "x-kubernetes-validations" = [{
-    "rule": "(has(self.jwksUri) ? 1 : 0) + (has(self.jwks_uri) ? 1 : 0) + (has(self.jwks) ? 1 : 0) <= 1",
+    "rule": "(has(self.jwksUri) ? 1 : 0) + (has(self.jwks) ? 1 : 0) <= 1",
     "message": "only one of jwks or jwksUri can be set"
 }]))]
 pub struct JwtRule {

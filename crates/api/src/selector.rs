@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadSelector {
     /// Every pair must be present on the workload; there are no expressions and no wildcards.
-    #[schemars(length(max = 4096), extend("x-kubernetes-validations" = [
+    #[schemars(extend("maxProperties" = 4096, "additionalProperties" = {"type": "string", "maxLength": 63}, "x-kubernetes-validations" = [
         {"rule": "self.all(key, !key.contains('*'))", "message": "wildcard not allowed in label key match"},
         {"rule": "self.all(key, !self[key].contains('*'))", "message": "wildcard not allowed in label value match"},
         {"rule": "self.all(key, key.size() != 0)", "message": "key must not be empty"}

@@ -281,3 +281,6 @@ pub(crate) fn export_to(list: &[String], namespace: &str, none_allowed: bool, fi
         ));
     }
 }
+
+#[cfg(test)]
+mod tests;
