@@ -13,7 +13,7 @@ pub mod informer;
 pub mod job;
 pub mod namespace;
 pub mod podgc;
-pub mod pods;
+pub(crate) mod pods;
 pub mod queue;
 pub mod replicaset;
 pub mod rollout;

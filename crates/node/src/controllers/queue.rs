@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_key_added_while_running_runs_again_but_never_twice_at_once() {
         let queue = Queue::new();
         let stop = CancellationToken::new();
@@ -195,7 +195,7 @@ mod tests {
         worker.await.expect("the worker ends");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn failures_are_retried_with_growing_delays() {
         let queue = Queue::new();
         let stop = CancellationToken::new();
@@ -217,7 +217,9 @@ mod tests {
             }
         }));
         queue.add("a".to_owned());
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        while times.lock().expect("no panic holds it").len() < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         stop.cancel();
         worker.await.expect("the worker ends");
         let times = times.lock().expect("no panic holds it").clone();
