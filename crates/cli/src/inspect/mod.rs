@@ -5,6 +5,7 @@
 //! the cluster.
 
 
+pub mod describe;
 pub mod proxy_config;
 pub mod proxy_status;
 mod target;
