@@ -28,7 +28,7 @@ pub(crate) fn opaque_list(_: &mut SchemaGenerator) -> Schema {
 }
 
 /// The structural schema of a type.
-fn schema_of<T: JsonSchema>() -> Value {
+pub(crate) fn schema_of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::openapi3().for_deserialize().with(|s| {
         s.inline_subschemas = true;
         s.meta_schema = None;

@@ -556,24 +556,22 @@ fn http_route(route: &HttpRoute, path: &str, is_delegate: bool, findings: &mut V
     if answers == 0 && route.route.is_empty() && route.delegate.is_none() {
         error(findings, "", "HTTP route, redirect or direct_response is required");
     }
-    if let Some(redirect) = &route.redirect {
-        if redirect.redirect_code != 0 && ![301, 302, 303, 307, 308].contains(&redirect.redirect_code) {
+    if let Some(redirect) = &route.redirect
+        && redirect.redirect_code != 0 && ![301, 302, 303, 307, 308].contains(&redirect.redirect_code) {
             error(
                 findings,
                 ".redirect.redirectCode",
                 &format!("{} is not a valid redirect code", redirect.redirect_code),
             );
         }
-    }
-    if let Some(direct) = &route.direct_response {
-        if !(200..600).contains(&direct.status) {
+    if let Some(direct) = &route.direct_response
+        && !(200..600).contains(&direct.status) {
             error(
                 findings,
                 ".directResponse.status",
                 &format!("HTTP status {} must be in range 200 to 599", direct.status),
             );
         }
-    }
     for (i, m) in route.r#match.iter().enumerate() {
         for (field, value) in [
             ("uri", &m.uri),
@@ -664,14 +662,13 @@ fn destination(destination: Option<&Destination>, path: &str, findings: &mut Vec
             format!("subset name is invalid: {:?}", destination.subset),
         ));
     }
-    if let Some(port) = &destination.port {
-        if !(1..=65535).contains(&port.number) {
+    if let Some(port) = &destination.port
+        && !(1..=65535).contains(&port.number) {
             findings.push(Diagnostic::error(
                 format!("{path}.port"),
                 format!("port number {} must be in the range 1..65535", port.number),
             ));
         }
-    }
 }
 
 fn weights(weights: impl Iterator<Item = i32>, path: &str, findings: &mut Vec<Diagnostic>) {
@@ -697,8 +694,8 @@ fn string_match(value: &StringMatch, path: &str, findings: &mut Vec<Diagnostic>)
     if set > 1 {
         findings.push(Diagnostic::error(path, "only one of exact, prefix, regex can be set"));
     }
-    if let Some(pattern) = &value.regex {
-        if let Err(e) = regex::Regex::new(pattern) {
+    if let Some(pattern) = &value.regex
+        && let Err(e) = regex::Regex::new(pattern) {
             let reason = e.to_string();
             let last = reason.lines().last().unwrap_or_default();
             findings.push(Diagnostic::error(
@@ -706,5 +703,4 @@ fn string_match(value: &StringMatch, path: &str, findings: &mut Vec<Diagnostic>)
                 format!("{pattern:?} is not a valid RE2 regex: {last}"),
             ));
         }
-    }
 }
