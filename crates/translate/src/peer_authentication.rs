@@ -1,0 +1,121 @@
+//! Effective mTLS mode of a workload and its ports: which PeerAuthentication wins (SEMANTICS 1a).
+//!
+//! Called for the inbound side of a proxy and, per endpoint, for what its clients do (S1.61, S1.63).
+
+use std::collections::BTreeMap;
+
+use mantlet_api::PeerAuthentication;
+use mantlet_api::peer_authentication::MutualTlsMode;
+use serde::Serialize;
+
+use crate::world::{Config, World};
+
+/// What a port accepts, after all merging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Mode {
+    /// Plaintext only.
+    Disable,
+    /// Both.
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
+}
+
+/// Modes of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Effective {
+    /// Mode of every port that `ports` does not list.
+    pub workload: Mode,
+    /// Ports of the workload with a mode of their own; some may equal `workload`.
+    pub ports: BTreeMap<u16, Mode>,
+}
+
+impl Effective {
+    /// Mode of a workload port.
+    pub fn port(&self, port: u16) -> Mode {
+        self.ports.get(&port).copied().unwrap_or(self.workload)
+    }
+}
+
+/// The mode that a namespace as a whole has, from its own policy and the mesh's; `None` when there is neither, which
+/// servers treat as PERMISSIVE and clients as "mTLS where the endpoint can" (S1.6, S1.61).
+pub fn namespace_mode(world: &World, namespace: &str) -> Option<Mode> {
+    let root = world.mesh().root_namespace.as_str();
+    let mesh_policy = wide_policy(world, root);
+    let mesh = mesh_policy.map(|p| mode(p).unwrap_or(Mode::Permissive));
+    if namespace == root {
+        return mesh;
+    }
+    match wide_policy(world, namespace) {
+        Some(policy) => Some(mode(policy).or(mesh).unwrap_or(Mode::Permissive)),
+        None => mesh,
+    }
+}
+
+/// The modes of a workload with these labels.
+pub fn effective(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Effective {
+    let inherited = namespace_mode(world, namespace).unwrap_or(Mode::Permissive);
+    let Some(policy) = workload_policy(world, namespace, labels) else {
+        return Effective {
+            workload: inherited,
+            ports: BTreeMap::new(),
+        };
+    };
+    let workload = mode(policy).unwrap_or(inherited);
+    let ports = policy
+        .spec
+        .port_level_mtls
+        .iter()
+        .filter_map(|(port, mtls)| {
+            let port = u16::try_from(*port).ok().filter(|p| *p != 0)?;
+            Some((port, explicit(mtls.mode).unwrap_or(workload)))
+        })
+        .collect();
+    Effective { workload, ports }
+}
+
+/// The oldest policy without selector (S1.2, S1.3). The list is sorted oldest first.
+fn wide_policy<'a>(world: &'a World, namespace: &str) -> Option<&'a Config<PeerAuthentication>> {
+    world
+        .peer_authentications(namespace)
+        .iter()
+        .map(|p| &**p)
+        .find(|p| !p.spec.has_selector())
+}
+
+/// The oldest policy whose selector matches; policies of the root namespace with a selector count nowhere (S1.4, S1.10).
+fn workload_policy<'a>(
+    world: &'a World,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> Option<&'a Config<PeerAuthentication>> {
+    if namespace == world.mesh().root_namespace {
+        return None;
+    }
+    world
+        .peer_authentications(namespace)
+        .iter()
+        .map(|p| &**p)
+        .find(|p| p.spec.has_selector() && p.spec.selector.as_ref().is_some_and(|s| s.matches(labels)))
+}
+
+/// The mode that a policy sets for all ports. One that cannot be read means STRICT: it was written to say
+/// something about who may connect, and accepting plaintext could only be wrong in the dangerous direction.
+fn mode(policy: &Config<PeerAuthentication>) -> Option<Mode> {
+    if policy.broken.is_some() {
+        return Some(Mode::Strict);
+    }
+    explicit(policy.spec.mode())
+}
+
+fn explicit(mode: MutualTlsMode) -> Option<Mode> {
+    match mode {
+        MutualTlsMode::Unset => None,
+        MutualTlsMode::Disable => Some(Mode::Disable),
+        MutualTlsMode::Permissive => Some(Mode::Permissive),
+        MutualTlsMode::Strict => Some(Mode::Strict),
+    }
+}
+
+#[cfg(test)]
+mod tests;
