@@ -11,12 +11,14 @@
 
 pub mod ads;
 pub mod client;
+mod convert;
 pub mod decode;
 pub mod encode;
 pub mod istio_ca;
 pub mod istio_proto;
 pub mod resources;
 pub mod server;
+mod wire;
 
 pub use decode::DecodeError;
 pub use encode::{Dialect, Options};

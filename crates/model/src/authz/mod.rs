@@ -7,14 +7,17 @@
 mod canonical;
 mod engine;
 mod matcher;
+pub mod regexes;
+mod template;
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use canonical::canonical;
+pub use canonical::{canonical, canonical_atom, canonical_filter};
 pub use engine::{Decision, Engine, Verdict};
+pub use matcher::{check, compile_regex};
 
 /// All policies of one action on one chain (one RBAC filter, S2.25).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

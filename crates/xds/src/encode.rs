@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use mantlet_model::{Cluster, Endpoints, Listener, RouteTable, Secret};
 
-use crate::Any;
+use crate::wire::pack;
+use crate::{Any, convert};
 
 /// Whose vocabulary is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -35,26 +36,26 @@ impl Options<'_> {
 }
 
 /// A listener.
-pub fn listener(_listener: &Listener, _options: &Options<'_>) -> Any {
-    Any::default()
+pub fn listener(model: &Listener, options: &Options<'_>) -> Any {
+    pack(&convert::listener::encode(model, options))
 }
 
 /// A route table.
-pub fn route_table(_table: &RouteTable, _options: &Options<'_>) -> Any {
-    Any::default()
+pub fn route_table(model: &RouteTable, _options: &Options<'_>) -> Any {
+    pack(&convert::route::encode(model))
 }
 
 /// A cluster.
-pub fn cluster(_cluster: &Cluster, _options: &Options<'_>) -> Any {
-    Any::default()
+pub fn cluster(model: &Cluster, options: &Options<'_>) -> Any {
+    pack(&convert::cluster::encode(model, options.dialect))
 }
 
 /// Endpoints.
-pub fn endpoints(_endpoints: &Endpoints, _options: &Options<'_>) -> Any {
-    Any::default()
+pub fn endpoints(model: &Endpoints, _options: &Options<'_>) -> Any {
+    pack(&convert::endpoint::encode(model))
 }
 
 /// A secret.
-pub fn secret(_secret: &Secret) -> Any {
-    Any::default()
+pub fn secret(model: &Secret) -> Any {
+    pack(&convert::secret::encode(model))
 }
