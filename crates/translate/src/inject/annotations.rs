@@ -57,7 +57,9 @@ pub(super) fn bool_of(annotations: &BTreeMap<String, String>, name: &str) -> Opt
 }
 
 fn boolean(value: &str) -> Result<(), String> {
-    parse_bool(value).map(|_| ()).ok_or_else(|| "must be true or false".into())
+    parse_bool(value)
+        .map(|_| ())
+        .ok_or_else(|| "must be true or false".into())
 }
 
 fn interception_mode(value: &str) -> Result<(), String> {
@@ -68,11 +70,17 @@ fn interception_mode(value: &str) -> Result<(), String> {
 }
 
 fn status_port(value: &str) -> Result<(), String> {
-    value.parse::<u16>().map(|_| ()).map_err(|_| "must be a port number, or 0 to turn the status port off".into())
+    value
+        .parse::<u16>()
+        .map(|_| ())
+        .map_err(|_| "must be a port number, or 0 to turn the status port off".into())
 }
 
 fn seconds(value: &str) -> Result<(), String> {
-    value.parse::<u32>().map(|_| ()).map_err(|_| "must be a number without sign".into())
+    value
+        .parse::<u32>()
+        .map(|_| ())
+        .map_err(|_| "must be a number without sign".into())
 }
 
 fn ports(value: &str) -> Result<(), String> {
@@ -89,7 +97,11 @@ fn include_ports(value: &str) -> Result<(), String> {
 }
 
 fn include_ip_ranges(value: &str) -> Result<(), String> {
-    if value.trim() == "*" { Ok(()) } else { exclude_ip_ranges(value) }
+    if value.trim() == "*" {
+        Ok(())
+    } else {
+        exclude_ip_ranges(value)
+    }
 }
 
 fn exclude_ip_ranges(value: &str) -> Result<(), String> {
@@ -105,7 +117,10 @@ fn exclude_ip_ranges(value: &str) -> Result<(), String> {
 /// Interface names end up in rules: only what Linux allows, and nothing a shell or nft could read otherwise.
 fn interfaces(value: &str) -> Result<(), String> {
     for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let good = name.len() <= 15 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@+*".contains(&b));
+        let good = name.len() <= 15
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.@+*".contains(&b));
         if !good {
             return Err(format!("{name:?} is no interface name"));
         }
@@ -114,7 +129,9 @@ fn interfaces(value: &str) -> Result<(), String> {
 }
 
 fn quantity(value: &str) -> Result<(), String> {
-    let digits = value.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(value.len());
+    let digits = value
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(value.len());
     let (number, suffix) = value.split_at(digits);
     let known = ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"];
     if number.parse::<f64>().is_ok() && known.contains(&suffix) {

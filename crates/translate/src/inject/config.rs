@@ -59,19 +59,29 @@ impl InjectConfig {
     /// As [`InjectConfig::read`], from parsed values.
     pub fn from_values(config: &Value, values: &Value, mesh: Value, revision: &str) -> Result<Self, InjectError> {
         let values = Values::from_value(values).map_err(InjectError::Config)?;
-        let proxy_defaults = mesh.get("defaultConfig").filter(|v| v.is_object()).cloned().unwrap_or(json!({}));
+        let proxy_defaults = mesh
+            .get("defaultConfig")
+            .filter(|v| v.is_object())
+            .cloned()
+            .unwrap_or(json!({}));
         let (mesh, _) = MeshConfig::from_value(mesh).map_err(|e| InjectError::Config(format!("mesh: {e}")))?;
         let list = |key: &str, fallback: &[Value]| -> Result<Vec<Value>, InjectError> {
             match config.get(key) {
                 None | Some(Value::Null) => Ok(fallback.to_vec()),
                 Some(Value::Array(items)) => Ok(items.clone()),
-                Some(_) => Err(InjectError::Config(format!("key config: {key} must be a list of label selectors"))),
+                Some(_) => Err(InjectError::Config(format!(
+                    "key config: {key} must be a list of label selectors"
+                ))),
             }
         };
         let webhook = &values.sidecar_injector_webhook;
         let never_inject = list("neverInjectSelector", &webhook.never_inject_selector)?;
         let always_inject = list("alwaysInjectSelector", &webhook.always_inject_selector)?;
-        let policy = config.get("policy").and_then(Value::as_str).unwrap_or(&values.global.proxy.auto_inject).to_string();
+        let policy = config
+            .get("policy")
+            .and_then(Value::as_str)
+            .unwrap_or(&values.global.proxy.auto_inject)
+            .to_string();
         Ok(Self {
             mesh,
             proxy_defaults,
@@ -86,14 +96,20 @@ impl InjectConfig {
 
     /// The revision as it is written into annotations and labels.
     pub fn revision_name(&self) -> &str {
-        if self.revision.is_empty() { "default" } else { &self.revision }
+        if self.revision.is_empty() {
+            "default"
+        } else {
+            &self.revision
+        }
     }
 }
 
 /// Decodes ProxyConfig fields over the built-in defaults.
 pub(super) fn read_proxy_config(raw: &Value) -> Result<ProxyConfig, String> {
     let wrapped = json!({ "defaultConfig": raw });
-    MeshConfig::from_value(wrapped).map(|(mesh, _)| mesh.default_config).map_err(|e| format!("{}: {}", e.path, e.message))
+    MeshConfig::from_value(wrapped)
+        .map(|(mesh, _)| mesh.default_config)
+        .map_err(|e| format!("{}: {}", e.path, e.message))
 }
 
 /// Fields that ProxyConfig does not have.

@@ -25,7 +25,11 @@ pub struct Choice {
 pub fn decide(pod: &Value, namespace: &str, config: &InjectConfig) -> Choice {
     let mut warnings = Vec::new();
     let (inject, reason) = rule(pod, namespace, config, &mut warnings);
-    Choice { inject, reason, warnings }
+    Choice {
+        inject,
+        reason,
+        warnings,
+    }
 }
 
 fn rule(pod: &Value, namespace: &str, config: &InjectConfig, warnings: &mut Vec<String>) -> (bool, String) {
@@ -37,7 +41,13 @@ fn rule(pod: &Value, namespace: &str, config: &InjectConfig, warnings: &mut Vec<
     }
     // A policy that is neither word switches injection off, also for pods that ask for it (S5.12).
     if !matches!(config.policy.as_str(), "enabled" | "disabled") {
-        return (false, format!("injection policy {:?} is invalid, must be enabled or disabled", config.policy));
+        return (
+            false,
+            format!(
+                "injection policy {:?} is invalid, must be enabled or disabled",
+                config.policy
+            ),
+        );
     }
     let labels = string_map(pod, "/metadata/labels");
     let annotations = string_map(pod, "/metadata/annotations");
@@ -49,12 +59,22 @@ fn rule(pod: &Value, namespace: &str, config: &InjectConfig, warnings: &mut Vec<
         Some("true") => return (true, format!("{place} {INJECT} is true")),
         Some("false") => return (false, format!("{place} {INJECT} is false")),
         Some("") | None => {}
-        Some(other) => warnings.push(format!("{place} {INJECT} has value {other:?}, neither true nor false; ignored")),
+        Some(other) => warnings.push(format!(
+            "{place} {INJECT} has value {other:?}, neither true nor false; ignored"
+        )),
     }
-    if config.never_inject.iter().any(|selector| selector_matches(selector, &labels)) {
+    if config
+        .never_inject
+        .iter()
+        .any(|selector| selector_matches(selector, &labels))
+    {
         return (false, "pod matches neverInjectSelector".into());
     }
-    if config.always_inject.iter().any(|selector| selector_matches(selector, &labels)) {
+    if config
+        .always_inject
+        .iter()
+        .any(|selector| selector_matches(selector, &labels))
+    {
         return (true, "pod matches alwaysInjectSelector".into());
     }
     if config.policy == "enabled" {
@@ -71,7 +91,10 @@ fn selector_matches(selector: &Value, labels: &std::collections::BTreeMap<String
     if match_labels.is_none_or(|m| m.is_empty()) && expressions.is_none_or(|e| e.is_empty()) {
         return false;
     }
-    let pairs = match_labels.into_iter().flatten().all(|(key, value)| labels.get(key).map(String::as_str) == value.as_str());
+    let pairs = match_labels
+        .into_iter()
+        .flatten()
+        .all(|(key, value)| labels.get(key).map(String::as_str) == value.as_str());
     pairs
         && expressions.into_iter().flatten().all(|expression| {
             let key = expression.get("key").and_then(Value::as_str).unwrap_or_default();

@@ -39,7 +39,9 @@ impl Overrides {
         } else {
             (&self.containers, &self.init_containers)
         };
-        let Some(own) = first.iter().chain(second).find(|c| c.get("name") == name) else { return added.clone() };
+        let Some(own) = first.iter().chain(second).find(|c| c.get("name") == name) else {
+            return added.clone();
+        };
         let mut merged = added.clone();
         container(&mut merged, own);
         merged
@@ -52,7 +54,10 @@ pub(super) fn take_overrides(pod: &mut Value) -> Overrides {
     let mut take = |key: &str, into: &mut Vec<Value>| {
         if let Some(list) = pod.pointer_mut(&format!("/spec/{key}")).and_then(Value::as_array_mut) {
             list.retain(|c| {
-                let ours = matches!(c.get("name").and_then(Value::as_str), Some(PROXY_CONTAINER | INIT_CONTAINER));
+                let ours = matches!(
+                    c.get("name").and_then(Value::as_str),
+                    Some(PROXY_CONTAINER | INIT_CONTAINER)
+                );
                 if ours {
                     into.push(c.clone());
                 }
@@ -68,7 +73,9 @@ pub(super) fn take_overrides(pod: &mut Value) -> Overrides {
 /// Puts a user's container over an injected one as a strategic merge does: lists with a merge key by that key, other lists and values
 /// replaced, objects merged. Image `auto` and an absent image keep the injected one.
 fn container(base: &mut Value, own: &Value) {
-    let (Some(base), Some(own)) = (base.as_object_mut(), own.as_object()) else { return };
+    let (Some(base), Some(own)) = (base.as_object_mut(), own.as_object()) else {
+        return;
+    };
     for (key, value) in own {
         match key.as_str() {
             "image" if matches!(value.as_str(), Some("auto" | "")) => {}
@@ -101,7 +108,10 @@ fn by_key(base: &mut Map<String, Value>, list: &str, own: &Value, key: &str) {
     let entry = base.entry(list.to_string()).or_insert_with(|| json!([]));
     let Some(items) = entry.as_array_mut() else { return };
     for item in own {
-        match items.iter_mut().find(|i| i.get(key).is_some() && i.get(key) == item.get(key)) {
+        match items
+            .iter_mut()
+            .find(|i| i.get(key).is_some() && i.get(key) == item.get(key))
+        {
             Some(existing) => *existing = item.clone(),
             None => items.push(item.clone()),
         }
@@ -132,7 +142,11 @@ pub(super) fn deep(base: &mut Value, over: &Value) {
 pub(super) fn set_env(pod: &mut Value, env: &BTreeMap<String, String>) {
     for list in ["containers", "initContainers"] {
         let containers = pod.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut);
-        for container in containers.into_iter().flatten().filter(|c| c["name"] == PROXY_CONTAINER) {
+        for container in containers
+            .into_iter()
+            .flatten()
+            .filter(|c| c["name"] == PROXY_CONTAINER)
+        {
             let Some(map) = container.as_object_mut() else { continue };
             let entries: Vec<Value> = env.iter().map(|(k, v)| json!({ "name": k, "value": v })).collect();
             by_key(map, "env", &Value::Array(entries), "name");

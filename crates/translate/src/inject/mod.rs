@@ -15,6 +15,7 @@ mod proxy;
 mod resource;
 mod strip;
 mod template;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 
@@ -116,14 +117,21 @@ pub fn inject(request: &PodRequest<'_>, config: &InjectConfig) -> Result<Decisio
     }
     let choice = decide(original, request.namespace, config);
     if !choice.inject {
-        return Ok(Decision::Skip { reason: choice.reason, warnings: choice.warnings });
+        return Ok(Decision::Skip {
+            reason: choice.reason,
+            warnings: choice.warnings,
+        });
     }
     let (pod, warnings) = apply(original.clone(), request, config)?;
     let mut all = choice.warnings;
     all.extend(warnings);
     let patch = json_patch::diff(original, &pod);
     let patch = serde_json::to_value(patch).map_err(|e| InjectError::Config(format!("cannot write the patch: {e}")))?;
-    Ok(Decision::Inject(Box::new(Injected { pod, patch, warnings: all })))
+    Ok(Decision::Inject(Box::new(Injected {
+        pod,
+        patch,
+        warnings: all,
+    })))
 }
 
 /// Injects without asking whether: used where the decision has been made (installer's gateways).
@@ -138,7 +146,10 @@ pub fn apply(
 
     let pod_annotations = string_map(&pod, "/metadata/annotations");
     let labels = string_map(&pod, "/metadata/labels");
-    let owner = request.owner.clone().unwrap_or_else(|| Owner::of_pod(&pod, request.namespace));
+    let owner = request
+        .owner
+        .clone()
+        .unwrap_or_else(|| Owner::of_pod(&pod, request.namespace));
     let (effective, raw, warnings) = proxy_config(&pod_annotations, request.proxy_configs, config)?;
     let context = template::Context {
         config,
@@ -158,6 +169,16 @@ pub fn apply(
             _ => return Err(InjectError::Template { name }),
         }
     }
+    // A user's volume of the same name stays: it is how one replaces, say, the source of the token.
+    let own_volumes: Vec<Value> = pod
+        .pointer("/spec/volumes")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(|v| v["name"].clone())
+        .collect();
+    parts.volumes.retain(|volume| !own_volumes.contains(&volume["name"]));
+
     let prometheus_merge = config.mesh.enable_prometheus_merge.unwrap_or(true)
         && annotations::bool_of(&pod_annotations, "prometheus.istio.io/merge-metrics").unwrap_or(true);
     let rewrite = annotations::bool_of(&pod_annotations, "sidecar.istio.io/rewriteAppHTTPProbers")
@@ -186,7 +207,10 @@ pub fn apply(
     }
     set.extend(config.values.sidecar_injector_webhook.injected_annotations.clone());
     if !overrides.is_empty() {
-        set.insert(OVERRIDES_ANNOTATION.into(), Value::Object(overrides.to_annotation()).to_string());
+        set.insert(
+            OVERRIDES_ANNOTATION.into(),
+            Value::Object(overrides.to_annotation()).to_string(),
+        );
     }
     set.insert(STATUS_ANNOTATION.into(), parts.status(config, native).to_string());
 
@@ -202,7 +226,11 @@ pub fn apply(
 /// Environment settings in the webhook's path (S5.17): `/inject/cluster/c1/net/n1`. An odd rest is ignored.
 pub fn path_env(path: &str) -> BTreeMap<String, String> {
     let rest = path.strip_prefix("/inject").unwrap_or(path).trim_matches('/');
-    let parts: Vec<&str> = if rest.is_empty() { Vec::new() } else { rest.split('/').collect() };
+    let parts: Vec<&str> = if rest.is_empty() {
+        Vec::new()
+    } else {
+        rest.split('/').collect()
+    };
     parts
         .chunks_exact(2)
         .map(|pair| {
@@ -237,7 +265,11 @@ fn proxy_config(
     let mut warnings = Vec::new();
     const NAME: &str = "proxy.istio.io/config";
     if let Some(text) = pod_annotations.get(NAME) {
-        let bad = |reason: String| InjectError::Annotation { name: NAME.into(), value: text.clone(), reason };
+        let bad = |reason: String| InjectError::Annotation {
+            name: NAME.into(),
+            value: text.clone(),
+            reason,
+        };
         let value = mantlet_api::yaml::read_one(text).map_err(|e| bad(e.to_string()))?;
         if !(value.is_object() || value.is_null()) {
             return Err(bad("must be a map of ProxyConfig fields".into()));
@@ -257,8 +289,12 @@ fn proxy_config(
 
 fn template_names(pod_annotations: &BTreeMap<String, String>, config: &InjectConfig) -> Vec<String> {
     if let Some(list) = pod_annotations.get("inject.istio.io/templates") {
-        let names: Vec<String> =
-            list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_string).collect();
+        let names: Vec<String> = list
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .map(str::to_string)
+            .collect();
         if !names.is_empty() {
             return names;
         }
@@ -271,12 +307,18 @@ fn template_names(pod_annotations: &BTreeMap<String, String>, config: &InjectCon
 
 /// Puts the parts into the pod: order as of S5.39, user overrides on top of what is added.
 fn place(pod: &mut Value, parts: &template::Parts, overrides: &merge::Overrides, hold: bool, native: bool) {
-    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
     let mut init = take_list(spec, "initContainers");
     let mut containers = take_list(spec, "containers");
     for added in &parts.init_containers {
         let added = overrides.over(added, true);
-        if native { init.insert(0, added) } else { init.push(added) }
+        if native {
+            init.insert(0, added)
+        } else {
+            init.push(added)
+        }
     }
     if let Some(added) = &parts.proxy {
         let added = overrides.over(added, false);
@@ -294,13 +336,7 @@ fn place(pod: &mut Value, parts: &template::Parts, overrides: &merge::Overrides,
     }
     spec.insert("containers".into(), Value::Array(containers));
     let mut volumes = take_list(spec, "volumes");
-    for volume in &parts.volumes {
-        let name = volume.get("name");
-        // A user's volume of the same name is kept: it is how one replaces, say, the token's source.
-        if !volumes.iter().any(|v| v.get("name") == name) {
-            volumes.push(volume.clone());
-        }
-    }
+    volumes.extend(parts.volumes.iter().cloned());
     if !volumes.is_empty() {
         spec.insert("volumes".into(), Value::Array(volumes));
     }

@@ -23,14 +23,32 @@ impl Owner {
     pub fn of_pod(pod: &Value, namespace: &str) -> Self {
         let metadata = pod.get("metadata");
         let text = |value: Option<&Value>, key: &str| {
-            value.and_then(|v| v.get(key)).and_then(Value::as_str).unwrap_or_default().to_string()
+            value
+                .and_then(|v| v.get(key))
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_string()
         };
         let own_namespace = text(metadata, "namespace");
-        let namespace = if own_namespace.is_empty() { namespace.to_string() } else { own_namespace };
-        let references = metadata.and_then(|m| m.get("ownerReferences")).and_then(Value::as_array);
-        let controller = references.into_iter().flatten().find(|r| r.get("controller") == Some(&Value::Bool(true)));
+        let namespace = if own_namespace.is_empty() {
+            namespace.to_string()
+        } else {
+            own_namespace
+        };
+        let references = metadata
+            .and_then(|m| m.get("ownerReferences"))
+            .and_then(Value::as_array);
+        let controller = references
+            .into_iter()
+            .flatten()
+            .find(|r| r.get("controller") == Some(&Value::Bool(true)));
         let Some(controller) = controller else {
-            return Self { name: text(metadata, "name"), namespace, kind: "Pod".into(), api_version: "v1".into() };
+            return Self {
+                name: text(metadata, "name"),
+                namespace,
+                kind: "Pod".into(),
+                api_version: "v1".into(),
+            };
         };
         let name = text(Some(controller), "name");
         let kind = text(Some(controller), "kind");
@@ -52,15 +70,29 @@ impl Owner {
                 !base.is_empty() && (8..=10).contains(&time.len()) && time.bytes().all(|b| b.is_ascii_digit())
             });
             if let Some((base, _)) = scheduled {
-                return Self { name: base.to_string(), namespace, kind: "CronJob".into(), api_version };
+                return Self {
+                    name: base.to_string(),
+                    namespace,
+                    kind: "CronJob".into(),
+                    api_version,
+                };
             }
         }
-        Self { name, namespace, kind, api_version }
+        Self {
+            name,
+            namespace,
+            kind,
+            api_version,
+        }
     }
 
     /// The form of `ISTIO_META_OWNER`.
     pub fn uri(&self) -> String {
-        let namespace = if self.namespace.is_empty() { "default" } else { &self.namespace };
+        let namespace = if self.namespace.is_empty() {
+            "default"
+        } else {
+            &self.namespace
+        };
         format!(
             "kubernetes://apis/{}/namespaces/{namespace}/{}s/{}",
             self.api_version,

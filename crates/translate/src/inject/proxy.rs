@@ -26,7 +26,10 @@ pub(super) fn container(context: &Context<'_>, role: Role) -> Value {
         json!(verb),
         json!("--domain"),
         json!(format!("$(POD_NAMESPACE).svc.{}", global.proxy.cluster_domain)),
-        json!(format!("--proxyLogLevel={}", context.annotation_or("sidecar.istio.io/logLevel", &global.proxy.log_level))),
+        json!(format!(
+            "--proxyLogLevel={}",
+            context.annotation_or("sidecar.istio.io/logLevel", &global.proxy.log_level)
+        )),
         json!(format!(
             "--proxyComponentLogLevel={}",
             context.annotation_or("sidecar.istio.io/componentLogLevel", &global.proxy.component_log_level)
@@ -155,9 +158,8 @@ fn finish_init(context: &Context<'_>, container: &mut Value) {
 fn capture_args(context: &Context<'_>) -> Vec<String> {
     let proxy = &context.config.values.global.proxy;
     let mesh = &context.config.mesh;
-    let traffic = |name: &str, default: &str| {
-        context.annotation_or(&format!("traffic.sidecar.istio.io/{name}"), default)
-    };
+    let traffic =
+        |name: &str, default: &str| context.annotation_or(&format!("traffic.sidecar.istio.io/{name}"), default);
     let mut args: Vec<String> = vec!["istio-iptables".into()];
     let mut flag = |name: &str, value: String| {
         args.push(name.into());
@@ -174,7 +176,10 @@ fn capture_args(context: &Context<'_>) -> Vec<String> {
     if context.status_port() != 0 {
         excluded.push(context.status_port().to_string());
     }
-    for port in traffic("excludeInboundPorts", &proxy.exclude_inbound_ports).split(',').map(str::trim) {
+    for port in traffic("excludeInboundPorts", &proxy.exclude_inbound_ports)
+        .split(',')
+        .map(str::trim)
+    {
         if !port.is_empty() && !excluded.iter().any(|p| p == port) {
             excluded.push(port.into());
         }
@@ -205,19 +210,40 @@ fn capture_args(context: &Context<'_>) -> Vec<String> {
 pub(super) fn cni_annotations(context: &Context<'_>) -> BTreeMap<String, String> {
     let proxy = &context.config.values.global.proxy;
     let defaults = [
-        ("traffic.sidecar.istio.io/includeOutboundIPRanges", proxy.include_ip_ranges.as_str()),
-        ("traffic.sidecar.istio.io/excludeOutboundIPRanges", proxy.exclude_ip_ranges.as_str()),
-        ("traffic.sidecar.istio.io/includeInboundPorts", proxy.include_inbound_ports.as_str()),
-        ("traffic.sidecar.istio.io/excludeInboundPorts", proxy.exclude_inbound_ports.as_str()),
-        ("traffic.sidecar.istio.io/includeOutboundPorts", proxy.include_outbound_ports.as_str()),
-        ("traffic.sidecar.istio.io/excludeOutboundPorts", proxy.exclude_outbound_ports.as_str()),
+        (
+            "traffic.sidecar.istio.io/includeOutboundIPRanges",
+            proxy.include_ip_ranges.as_str(),
+        ),
+        (
+            "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+            proxy.exclude_ip_ranges.as_str(),
+        ),
+        (
+            "traffic.sidecar.istio.io/includeInboundPorts",
+            proxy.include_inbound_ports.as_str(),
+        ),
+        (
+            "traffic.sidecar.istio.io/excludeInboundPorts",
+            proxy.exclude_inbound_ports.as_str(),
+        ),
+        (
+            "traffic.sidecar.istio.io/includeOutboundPorts",
+            proxy.include_outbound_ports.as_str(),
+        ),
+        (
+            "traffic.sidecar.istio.io/excludeOutboundPorts",
+            proxy.exclude_outbound_ports.as_str(),
+        ),
     ];
     let mut all: BTreeMap<String, String> = defaults
         .into_iter()
         .filter(|(name, default)| !default.is_empty() && context.annotation(name).is_none())
         .map(|(name, default)| (name.to_string(), default.to_string()))
         .collect();
-    all.insert("sidecar.istio.io/interceptionMode".into(), context.interception_mode().into());
+    all.insert(
+        "sidecar.istio.io/interceptionMode".into(),
+        context.interception_mode().into(),
+    );
     all
 }
 
@@ -225,7 +251,13 @@ fn image(context: &Context<'_>) -> String {
     if let Some(image) = context.annotation("sidecar.istio.io/proxyImage") {
         return image.to_string();
     }
-    with_type(context, context.config.values.image(&context.config.values.global.proxy.image, "", ""))
+    with_type(
+        context,
+        context
+            .config
+            .values
+            .image(&context.config.values.global.proxy.image, "", ""),
+    )
 }
 
 fn init_image(context: &Context<'_>) -> String {
@@ -252,7 +284,10 @@ fn resources(context: &Context<'_>) -> Value {
         ("limits", "cpu", "sidecar.istio.io/proxyCPULimit"),
         ("limits", "memory", "sidecar.istio.io/proxyMemoryLimit"),
     ];
-    if wanted.iter().all(|(_, _, annotation)| context.annotation(annotation).is_none()) {
+    if wanted
+        .iter()
+        .all(|(_, _, annotation)| context.annotation(annotation).is_none())
+    {
         return context.config.values.global.proxy.resources.clone();
     }
     let mut resources = json!({});
@@ -306,16 +341,21 @@ fn env(context: &Context<'_>, role: Role) -> Value {
     let mut env = Vec::new();
     let literal = |name: &str, value: &str| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
-    let resource = |name: &str, what: &str| {
-        json!({ "name": name, "valueFrom": { "resourceFieldRef": { "resource": what, "divisor": "0" } } })
-    };
+    let resource = |name: &str, what: &str| json!({ "name": name, "valueFrom": { "resourceFieldRef": { "resource": what, "divisor": "0" } } });
     let istiod = format!(
         "{}.{}.svc:15012",
         mantlet_api::names::with_revision("istiod", &context.config.revision),
         global.istio_namespace
     );
     env.push(literal("PILOT_CERT_PROVIDER", &global.pilot_cert_provider));
-    env.push(literal("CA_ADDR", if global.ca_address.is_empty() { &istiod } else { &global.ca_address }));
+    env.push(literal(
+        "CA_ADDR",
+        if global.ca_address.is_empty() {
+            &istiod
+        } else {
+            &global.ca_address
+        },
+    ));
     env.push(field("POD_NAME", "metadata.name"));
     env.push(field("POD_NAMESPACE", "metadata.namespace"));
     env.push(field("INSTANCE_IP", "status.podIP"));
@@ -329,12 +369,18 @@ fn env(context: &Context<'_>, role: Role) -> Value {
     env.push(resource("GOMEMLIMIT", "limits.memory"));
     env.push(resource("GOMAXPROCS", "limits.cpu"));
     let cluster = &global.multi_cluster.cluster_name;
-    env.push(literal("ISTIO_META_CLUSTER_ID", if cluster.is_empty() { "Kubernetes" } else { cluster }));
+    env.push(literal(
+        "ISTIO_META_CLUSTER_ID",
+        if cluster.is_empty() { "Kubernetes" } else { cluster },
+    ));
     env.push(field("ISTIO_META_NODE_NAME", "spec.nodeName"));
     if role == Role::Sidecar {
         env.push(literal("ISTIO_META_INTERCEPTION_MODE", context.interception_mode()));
     }
-    let network = context.labels.get("topology.istio.io/network").unwrap_or(&global.network);
+    let network = context
+        .labels
+        .get("topology.istio.io/network")
+        .unwrap_or(&global.network);
     if !network.is_empty() {
         env.push(literal("ISTIO_META_NETWORK", network));
     }
@@ -346,7 +392,11 @@ fn env(context: &Context<'_>, role: Role) -> Value {
         env.push(literal("ISTIO_BOOTSTRAP_OVERRIDE", config));
     }
     let trust_domain = context.config.mesh.trust_domain();
-    let mesh_id = if global.mesh_id.is_empty() { &trust_domain } else { &global.mesh_id };
+    let mesh_id = if global.mesh_id.is_empty() {
+        &trust_domain
+    } else {
+        &global.mesh_id
+    };
     env.push(literal("ISTIO_META_MESH_ID", mesh_id));
     env.push(literal("TRUST_DOMAIN", &trust_domain));
     for (name, value) in &context.proxy_config.proxy_metadata {
@@ -394,7 +444,13 @@ fn pod_ports(context: &Context<'_>) -> String {
     let lines: Vec<String> = ports
         .iter()
         .enumerate()
-        .map(|(i, port)| if i == 0 { format!("    {port}") } else { format!("    ,{port}") })
+        .map(|(i, port)| {
+            if i == 0 {
+                format!("    {port}")
+            } else {
+                format!("    ,{port}")
+            }
+        })
         .collect();
     format!("[\n{}\n]", lines.join("\n"))
 }

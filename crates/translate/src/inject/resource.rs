@@ -38,16 +38,30 @@ pub fn kube_inject_one(
     namespace: &str,
     config: &InjectConfig,
 ) -> Result<(Value, Vec<String>), InjectError> {
-    let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default().to_string();
+    let kind = object
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_string();
     let template = match kind.as_str() {
         "Pod" => "",
         "Deployment" | "DaemonSet" | "StatefulSet" | "ReplicaSet" | "Job" | "ReplicationController" => "/spec/template",
         "CronJob" => "/spec/jobTemplate/spec/template",
         _ => return Ok((object, Vec::new())),
     };
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_string();
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_string()
+    };
     let own_namespace = text("/metadata/namespace");
-    let namespace = if own_namespace.is_empty() { namespace.to_string() } else { own_namespace };
+    let namespace = if own_namespace.is_empty() {
+        namespace.to_string()
+    } else {
+        own_namespace
+    };
     let name = text("/metadata/name");
     let who = format!("{kind} {namespace}/{name}");
     let owner = (kind != "Pod").then(|| Owner {
@@ -59,7 +73,12 @@ pub fn kube_inject_one(
     let Some(pod) = object.pointer(template) else {
         return Err(InjectError::NotAPod(format!("{who} has no pod template")));
     };
-    let request = PodRequest { pod: Some(pod), namespace: &namespace, owner, ..Default::default() };
+    let request = PodRequest {
+        pod: Some(pod),
+        namespace: &namespace,
+        owner,
+        ..Default::default()
+    };
     match inject(&request, config)? {
         Decision::Skip { reason, mut warnings } => {
             if reason.starts_with("pod uses the host's network") {

@@ -7,7 +7,9 @@ use super::{OVERRIDES_ANNOTATION, PROXY_CONTAINER, STATUS_ANNOTATION, string_map
 /// Takes out what the status annotation lists, restores overrides, probes and scrape annotations.
 pub(super) fn strip(pod: &mut Value) {
     let annotations = string_map(pod, "/metadata/annotations");
-    let Some(status) = annotations.get(STATUS_ANNOTATION) else { return };
+    let Some(status) = annotations.get(STATUS_ANNOTATION) else {
+        return;
+    };
     let status: Value = serde_json::from_str(status).unwrap_or_default();
     let proxy_env = proxy_env(pod);
     for list in ["initContainers", "containers", "volumes", "imagePullSecrets"] {
@@ -19,10 +21,18 @@ pub(super) fn strip(pod: &mut Value) {
             .filter_map(Value::as_str)
             .collect();
         if let Some(items) = pod.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut) {
-            items.retain(|item| !item.get("name").and_then(Value::as_str).is_some_and(|name| names.contains(&name)));
+            items.retain(|item| {
+                !item
+                    .get("name")
+                    .and_then(Value::as_str)
+                    .is_some_and(|name| names.contains(&name))
+            });
         }
     }
-    if let Some(Ok(overrides)) = annotations.get(OVERRIDES_ANNOTATION).map(|text| serde_json::from_str::<Value>(text)) {
+    if let Some(Ok(overrides)) = annotations
+        .get(OVERRIDES_ANNOTATION)
+        .map(|text| serde_json::from_str::<Value>(text))
+    {
         for list in ["containers", "initContainers"] {
             for container in overrides.get(list).and_then(Value::as_array).into_iter().flatten() {
                 if !pod["spec"][list].is_array() {
@@ -49,7 +59,11 @@ pub(super) fn strip(pod: &mut Value) {
         if annotations.get("prometheus.io/path").map(String::as_str) == Some("/stats/prometheus") {
             for key in ["scrape", "port", "path"] {
                 map.remove(&format!("prometheus.io/{key}"));
-                let own = scrape.as_ref().and_then(|s| s.get(key)).and_then(Value::as_str).filter(|v| !v.is_empty());
+                let own = scrape
+                    .as_ref()
+                    .and_then(|s| s.get(key))
+                    .and_then(Value::as_str)
+                    .filter(|v| !v.is_empty());
                 if let Some(own) = own {
                     map.insert(format!("prometheus.io/{key}"), json!(own));
                 }
@@ -67,6 +81,11 @@ fn proxy_env(pod: &Value) -> Vec<(String, String)> {
         .filter(|c| c["name"] == PROXY_CONTAINER)
         .filter_map(|c| c.get("env").and_then(Value::as_array))
         .flatten()
-        .filter_map(|e| Some((e.get("name")?.as_str()?.to_string(), e.get("value")?.as_str()?.to_string())))
+        .filter_map(|e| {
+            Some((
+                e.get("name")?.as_str()?.to_string(),
+                e.get("value")?.as_str()?.to_string(),
+            ))
+        })
         .collect()
 }

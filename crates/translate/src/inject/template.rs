@@ -63,7 +63,8 @@ impl<'a> Context<'a> {
     }
 
     fn is_gateway(&self) -> bool {
-        self.annotation("inject.istio.io/templates").is_some_and(|list| list.split(',').any(|t| t.trim() == "gateway"))
+        self.annotation("inject.istio.io/templates")
+            .is_some_and(|list| list.split(',').any(|t| t.trim() == "gateway"))
     }
 
     /// The app's containers.
@@ -101,7 +102,12 @@ pub(super) struct Parts {
 impl Parts {
     /// Adds an environment variable to the proxy.
     pub(super) fn proxy_env(&mut self, name: &str, value: &str) {
-        if let Some(env) = self.proxy.as_mut().and_then(|p| p.get_mut("env")).and_then(Value::as_array_mut) {
+        if let Some(env) = self
+            .proxy
+            .as_mut()
+            .and_then(|p| p.get_mut("env"))
+            .and_then(Value::as_array_mut)
+        {
             env.push(json!({ "name": name, "value": value }));
         }
     }
@@ -134,7 +140,11 @@ pub(super) fn sidecar(context: &Context<'_>, parts: &mut Parts) {
     parts.rewrite_probes = true;
     let cni = context.config.values.pilot.cni.enabled;
     if context.interception_mode() != "NONE" {
-        parts.init_containers.push(if cni { proxy::validation(context) } else { proxy::init(context) });
+        parts.init_containers.push(if cni {
+            proxy::validation(context)
+        } else {
+            proxy::init(context)
+        });
     }
     if cni {
         parts.annotations.extend(proxy::cni_annotations(context));
@@ -159,14 +169,27 @@ fn common(context: &Context<'_>, parts: &mut Parts) {
         &context.owner.name,
     );
     let revision = context.label_or_else(
-        &["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],
+        &[
+            "service.istio.io/canonical-revision",
+            "app.kubernetes.io/version",
+            "version",
+        ],
         "latest",
     );
-    parts.labels.insert("service.istio.io/canonical-name".into(), truncate_label(&name));
-    parts.labels.insert("service.istio.io/canonical-revision".into(), truncate_label(&revision));
-    parts.annotations.insert("istio.io/rev".into(), context.config.revision_name().into());
+    parts
+        .labels
+        .insert("service.istio.io/canonical-name".into(), truncate_label(&name));
+    parts
+        .labels
+        .insert("service.istio.io/canonical-revision".into(), truncate_label(&revision));
+    parts
+        .annotations
+        .insert("istio.io/rev".into(), context.config.revision_name().into());
     if let Some(first) = context.app_containers().next().and_then(|c| c["name"].as_str()) {
-        for key in ["kubectl.kubernetes.io/default-logs-container", "kubectl.kubernetes.io/default-container"] {
+        for key in [
+            "kubectl.kubernetes.io/default-logs-container",
+            "kubectl.kubernetes.io/default-container",
+        ] {
             if context.annotation(key).is_none() {
                 parts.annotations.insert(key.into(), first.into());
             }
@@ -219,7 +242,11 @@ fn user_volumes(context: &Context<'_>, parts: &mut Parts) {
             parts.volumes.push(volume);
         }
     }
-    let mounts = parts.proxy.as_mut().and_then(|p| p.get_mut("volumeMounts")).and_then(Value::as_array_mut);
+    let mounts = parts
+        .proxy
+        .as_mut()
+        .and_then(|p| p.get_mut("volumeMounts"))
+        .and_then(Value::as_array_mut);
     if let Some(mounts) = mounts {
         for (name, mut mount) in entries("sidecar.istio.io/userVolumeMount") {
             if mount.is_object() {
