@@ -41,7 +41,7 @@ struct Shared {
 pub(crate) async fn run<F, Fut>(address: SocketAddr, answer: F) -> Result<()>
 where
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response<Full<Bytes>>> + Send,
+    Fut: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -86,7 +86,7 @@ where
 async fn accept<F, Fut>(listener: TcpListener, shared: Arc<Shared>, closing: watch::Receiver<bool>, answer: F)
 where
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response<Full<Bytes>>> + Send,
+    Fut: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     loop {
         let mut open = shared.open.subscribe();
@@ -115,7 +115,7 @@ async fn connection<F, Fut>(
     answer: F,
 ) where
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response<Full<Bytes>>> + Send,
+    Fut: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
         let (shared, answer) = (shared.clone(), answer.clone());
