@@ -6,6 +6,7 @@
 
 mod canonical;
 mod engine;
+mod index;
 mod matcher;
 pub mod regexes;
 mod template;
@@ -16,7 +17,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use canonical::{canonical, canonical_atom, canonical_filter};
-pub use engine::{Decision, Engine, Verdict};
+pub use engine::{Decision, Engine, Shadow, Verdict};
 pub use matcher::{check, compile_regex};
 
 /// All policies of one action on one chain (one RBAC filter, S2.25).
