@@ -1,0 +1,244 @@
+//! Configuration: what the control plane sends is collected, compiled, acknowledged, and put in force as a whole.
+//!
+//! A response that does not compile is refused and changes nothing. A snapshot with references to resources that are
+//! still on their way waits for them, so that no request meets a listener without its routes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
+use mantlet_model::snapshot::ProxySnapshot;
+use mantlet_runtime::ReadyTask;
+use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client};
+use mantlet_xds::client::{Change, Decoded};
+use mantlet_xds::{Node, ResourceType};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+
+use super::control_plane;
+use crate::config::Config;
+use crate::settings::{ISTIO_VERSION, Settings};
+use crate::worker::Shared;
+
+/// How long a snapshot waits for resources that it refers to before it is put in force without them.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// The node that this proxy says it is.
+pub fn node(settings: &Settings) -> Node {
+    let metadata = serde_json::Value::Object(settings.metadata.clone());
+    Node {
+        id: settings.node_id.clone(),
+        cluster: format!("{}.{}", settings.local.canonical_name, settings.namespace),
+        metadata: match to_proto(&metadata).kind {
+            Some(Kind::StructValue(s)) => Some(s),
+            _ => None,
+        },
+        user_agent_name: "mantlet".to_string(),
+        user_agent_version_type: Some(
+            envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType::UserAgentVersion(
+                ISTIO_VERSION.to_string(),
+            ),
+        ),
+        ..Node::default()
+    }
+}
+
+fn to_proto(value: &serde_json::Value) -> Value {
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(b) => Kind::BoolValue(*b),
+        serde_json::Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        serde_json::Value::String(s) => Kind::StringValue(s.clone()),
+        serde_json::Value::Array(all) => Kind::ListValue(ListValue {
+            values: all.iter().map(to_proto).collect(),
+        }),
+        serde_json::Value::Object(all) => Kind::StructValue(Struct {
+            fields: all.iter().map(|(k, v)| (k.clone(), to_proto(v))).collect(),
+        }),
+    };
+    Value { kind: Some(kind) }
+}
+
+struct Dial {
+    settings: Arc<Settings>,
+    shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl Connector for Dial {
+    async fn connect(&self) -> Result<(Channel, MetadataMap), String> {
+        let settings = &self.settings;
+        let channel =
+            control_plane::channel(settings, &self.shared.secrets, &settings.discovery, &settings.xds_root).await?;
+        Ok((channel, control_plane::metadata(settings).await?))
+    }
+}
+
+/// Subscribes for the life of the process. `ready` is done when the first full configuration runs on every worker.
+pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: ReadyTask) {
+    let (events, mut received) = mpsc::channel(16);
+    let connector = Arc::new(Dial {
+        settings: settings.clone(),
+        shared: shared.clone(),
+    });
+    let backoff = Backoff {
+        first: Duration::from_millis(200),
+        max: Duration::from_secs(5),
+    };
+    let client = tokio::spawn(run_client(
+        node(&settings),
+        connector,
+        backoff,
+        events,
+        CancellationToken::new(),
+    ));
+    let mut staged = Staged::new(shared, Some(ready));
+    loop {
+        let event = match staged.deadline {
+            None => received.recv().await,
+            Some(at) => match tokio::time::timeout_at(at, received.recv()).await {
+                Ok(event) => event,
+                Err(_) => {
+                    staged.commit(true).await;
+                    continue;
+                }
+            },
+        };
+        match event {
+            None => break,
+            Some(ClientEvent::Connected) => tracing::info!(target: "xds", "connected to {}", settings.discovery),
+            Some(ClientEvent::Refused { message }) => tracing::warn!(target: "xds", "configuration refused: {message}"),
+            Some(ClientEvent::Disconnected { reason }) => {
+                tracing::warn!(target: "xds", "connection to {} ended: {reason}", settings.discovery);
+            }
+            Some(ClientEvent::Update(update)) => {
+                let (kind, changes, answer) = update.into_parts();
+                let result = staged.take(kind, changes);
+                if let Err(problem) = &result {
+                    tracing::warn!(target: "xds", "refusing {}: {problem}", kind.short());
+                }
+                let accepted = result.is_ok();
+                answer.send(result);
+                if accepted {
+                    staged.commit(false).await;
+                }
+            }
+        }
+    }
+    client.abort();
+}
+
+/// The configuration as it is being received.
+pub struct Staged {
+    shared: Arc<Shared>,
+    snapshot: ProxySnapshot,
+    version: u64,
+    seen: [bool; 2],
+    dirty: bool,
+    deadline: Option<Instant>,
+    ready: Option<ReadyTask>,
+}
+
+impl Staged {
+    /// Nothing received yet.
+    pub fn new(shared: Arc<Shared>, ready: Option<ReadyTask>) -> Self {
+        Staged {
+            shared,
+            snapshot: ProxySnapshot::default(),
+            version: 0,
+            seen: [false; 2],
+            dirty: false,
+            deadline: None,
+            ready,
+        }
+    }
+
+    /// Takes the changes of one response, all or none.
+    ///
+    /// # Errors
+    /// Why the configuration with these changes cannot run; the former one stays.
+    pub fn take(&mut self, kind: ResourceType, changes: Vec<Change>) -> Result<(), String> {
+        let mut next = self.snapshot.clone();
+        let mut secrets = Vec::new();
+        for change in changes {
+            match change {
+                Change::Upsert(Decoded::Cluster(c)) => {
+                    next.clusters.insert(c.name.clone(), Arc::new(c));
+                }
+                Change::Upsert(Decoded::Endpoints(e)) => {
+                    next.endpoints.insert(e.cluster.clone(), Arc::new(e));
+                }
+                Change::Upsert(Decoded::Listener(l)) => {
+                    next.listeners.insert(l.name.clone(), Arc::new(l));
+                }
+                Change::Upsert(Decoded::Routes(r)) => {
+                    next.routes.insert(r.name.clone(), Arc::new(r));
+                }
+                Change::Upsert(Decoded::Secret(s)) => secrets.push(s),
+                Change::Remove(ResourceType::Cluster, name) => {
+                    next.clusters.remove(&name);
+                }
+                Change::Remove(ResourceType::Endpoints, name) => {
+                    next.endpoints.remove(&name);
+                }
+                Change::Remove(ResourceType::Listener, name) => {
+                    next.listeners.remove(&name);
+                }
+                Change::Remove(ResourceType::Routes, name) => {
+                    next.routes.remove(&name);
+                }
+                Change::Remove(ResourceType::Secret, _) => {}
+            }
+        }
+        let next = Arc::new(next);
+        Config::compile(next.clone(), self.version + 1).map_err(|e| e.to_string())?;
+        if !secrets.is_empty() {
+            self.shared.secrets.set_named(&secrets).map_err(|e| e.to_string())?;
+        }
+        match kind {
+            ResourceType::Cluster => self.seen[0] = true,
+            ResourceType::Listener => self.seen[1] = true,
+            _ => {}
+        }
+        self.snapshot = Arc::unwrap_or_clone(next);
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Puts the snapshot in force if it is complete, or if it has waited long enough (`late`).
+    pub async fn commit(&mut self, late: bool) {
+        if !self.dirty || self.seen != [true; 2] {
+            self.deadline = None;
+            return;
+        }
+        let dangling = self.snapshot.dangling();
+        if !dangling.is_empty() && !late {
+            self.deadline.get_or_insert_with(|| Instant::now() + SETTLE);
+            return;
+        }
+        for (from, missing) in dangling.iter().take(10) {
+            tracing::warn!(target: "xds", "{from} refers to {missing}, which has not arrived");
+        }
+        self.deadline = None;
+        self.dirty = false;
+        self.version += 1;
+        match Config::compile(Arc::new(self.snapshot.clone()), self.version) {
+            Ok(config) => self.shared.apply(config),
+            Err(error) => {
+                tracing::error!(target: "xds", "configuration {} does not compile: {error}", self.version);
+                return;
+            }
+        }
+        let failed = self.shared.applied(self.version).await;
+        tracing::debug!(target: "xds", "configuration {} is in force", self.version);
+        if failed > 0 {
+            tracing::error!(target: "xds", "{failed} sockets could not be opened");
+        } else if let Some(ready) = self.ready.take() {
+            ready.done();
+        }
+    }
+}

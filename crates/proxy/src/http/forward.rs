@@ -1,0 +1,553 @@
+//! Forwarding: cluster, endpoint, connection, exchange; retries and timeouts around them.
+//!
+//! A request is sent a second time only when that cannot do harm: its bytes provably never left, the peer refused the
+//! stream, or it is idempotent, has no body, and the route allows the retry.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use mantlet_model::cluster::UpstreamProtocol;
+use mantlet_model::http::HttpManager;
+use mantlet_model::route::{Forward, HeaderChange, Retry, Route, VirtualHost};
+use tokio::time::{Instant, timeout_at};
+
+use super::body::{RequestBody, ResponseBody, Source, SourceLease};
+use super::reply::{self, Reply};
+use super::request::Exchange;
+use super::{headers, upgrade};
+use crate::telemetry::flags;
+use crate::telemetry::record::Account;
+use crate::upstream::connect::{self, ConnectError};
+use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::{ActiveGuard, ClusterState, Endpoint};
+
+/// Why an attempt gave no response.
+enum Failure {
+    /// No connection; nothing was sent.
+    Connect(ConnectError),
+    /// The connection ended before the response; `unsent` says that no byte of the request had left.
+    Reset { unsent: bool, refused: bool },
+    /// The upstream broke the protocol.
+    Protocol,
+}
+
+/// Forwards a request along a route.
+pub async fn forward(
+    exchange: &mut Exchange,
+    manager: &HttpManager,
+    host: &VirtualHost,
+    route: &Route,
+    to: &Forward,
+    body: RequestBody,
+    mut account: Box<Account>,
+) -> Response<ResponseBody> {
+    let worker = exchange.downstream.worker.clone();
+    let name = pick(&to.clusters);
+    account.cluster_name(name);
+    let Some(cluster) = worker.upstreams.cluster(name) else {
+        let reply = Reply::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "",
+            "cluster_not_found",
+            flags::NO_CLUSTER,
+        );
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    };
+    let limits = cluster.model.limits;
+    if cluster.active.get() >= limits.requests {
+        let reply = Reply::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+            "upstream_reset_before_response_started{overflow}",
+            flags::UPSTREAM_OVERFLOW,
+        );
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    }
+    let switch = manager.websocket && headers::upgrade(&exchange.parts).is_some_and(is_websocket);
+    if !switch {
+        exchange.upgrade = None;
+    }
+    prepare(exchange, host, route, to, manager, switch);
+    let grpc = exchange.grpc;
+    let server = manager.server_name.clone();
+
+    let retry = to.retry.as_ref();
+    let deadline = (to.timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(to.timeout_ms));
+    let progress = account.progress.clone();
+    // A copy of the head is kept only while it may be needed again.
+    let mut attempts_left = retry.map_or(0, |r| r.attempts);
+    let replayable = body.is_empty() && headers::is_idempotent(&exchange.parts.method);
+    let mut parts = Some(std::mem::replace(&mut exchange.parts, Request::new(()).into_parts().0));
+    let mut body = Some(body);
+    let mut failed_on: Option<Rc<Endpoint>> = None;
+    let mut attempt = 1u32;
+    let mut stale_left = 3u32;
+    loop {
+        let Some(endpoint) = cluster.choose(exchange.downstream.facts.destination, failed_on.as_ref()) else {
+            let reply = Reply::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no healthy upstream",
+                "no_healthy_upstream",
+                flags::NO_HEALTHY_UPSTREAM,
+            );
+            return reply::respond(reply, grpc, &server, account);
+        };
+        account.endpoint(&cluster, &endpoint);
+        let Some(head) = parts.take() else {
+            let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "internal", flags::NONE);
+            return reply::respond(reply, grpc, &server, account);
+        };
+        let copy = (replayable && !switch && (attempts_left > 0 || stale_left > 0) && retry.is_some())
+            .then(|| clone_head(&head));
+        let request = Request::from_parts(
+            head,
+            body.take().unwrap_or_else(|| RequestBody::empty(progress.clone())),
+        );
+        let try_deadline = match retry.map_or(0, |r| r.per_try_timeout_ms) {
+            0 => deadline,
+            ms => {
+                let one = Instant::now() + Duration::from_millis(ms);
+                Some(deadline.map_or(one, |all| all.min(one)))
+            }
+        };
+        let sending = send(exchange, &cluster, &endpoint, manager, request, switch);
+        let sent = match try_deadline {
+            None => sending.await,
+            Some(at) => match timeout_at(at, sending).await {
+                Ok(sent) => sent,
+                Err(_) => {
+                    note(&cluster, &endpoint, 504);
+                    let whole = deadline.is_some_and(|all| Instant::now() >= all);
+                    if !whole && let (Some(again), true) = (copy, attempts_left > 0) {
+                        attempts_left -= 1;
+                        attempt += 1;
+                        failed_on = Some(endpoint);
+                        parts = Some(again);
+                        account.attempts = attempt;
+                        continue;
+                    }
+                    let reply = Reply::new(
+                        StatusCode::GATEWAY_TIMEOUT,
+                        "upstream request timeout",
+                        "response_timeout",
+                        flags::UPSTREAM_REQUEST_TIMEOUT,
+                    );
+                    return reply::respond(reply, grpc, &server, account);
+                }
+            },
+        };
+        let (failure, back) = match sent {
+            Ok((response, lease, active)) => {
+                let status = response.status();
+                note(&cluster, &endpoint, status.as_u16());
+                if attempts_left > 0
+                    && let Some(again) = copy
+                    && retry.is_some_and(|r| retries_status(r, status.as_u16()))
+                {
+                    attempts_left -= 1;
+                    attempt += 1;
+                    failed_on = Some(endpoint);
+                    parts = Some(again);
+                    account.attempts = attempt;
+                    continue;
+                }
+                if attempts_left == 0 && attempt > 1 && retry.is_some_and(|r| retries_status(r, status.as_u16())) {
+                    account.flags |= flags::RETRY_LIMIT_EXCEEDED;
+                }
+                return respond(exchange, manager, route, response, lease, active, endpoint, account);
+            }
+            Err(failed) => failed,
+        };
+        note(&cluster, &endpoint, 503);
+        // The request came back untouched: it can go anywhere, whatever it is.
+        let (unsent, stale) = match &failure {
+            Failure::Connect(_) => (true, false),
+            Failure::Reset { unsent, refused } => (*unsent || *refused, *unsent),
+            Failure::Protocol => (false, false),
+        };
+        let again = back.or_else(|| copy.map(|head| (head, None)));
+        let allowed = match &failure {
+            _ if stale && stale_left > 0 => {
+                stale_left -= 1;
+                true
+            }
+            Failure::Connect(_) if attempts_left > 0 => retry.is_some_and(|r| r.on.contains("connect-failure")),
+            Failure::Reset { refused: true, .. } if attempts_left > 0 => {
+                retry.is_some_and(|r| r.on.contains("refused-stream"))
+            }
+            Failure::Reset { .. } if attempts_left > 0 => {
+                replayable && retry.is_some_and(|r| r.on.contains("reset") || r.on.contains("connect-failure"))
+            }
+            _ => false,
+        };
+        if allowed
+            && let Some((head, rest)) = again
+            && (unsent || replayable)
+        {
+            if !stale {
+                attempts_left -= 1;
+                attempt += 1;
+                account.attempts = attempt;
+                failed_on = Some(endpoint);
+                pause(attempt).await;
+            }
+            parts = Some(head);
+            body = rest;
+            continue;
+        }
+        if attempt > 1 && attempts_left == 0 {
+            account.flags |= flags::RETRY_LIMIT_EXCEEDED;
+        }
+        return reply::respond(failure_reply(&failure, &mut account), grpc, &server, account);
+    }
+}
+
+/// Envoy's back-off between retries: 25 ms base with full jitter.
+async fn pause(attempt: u32) {
+    let cap = 25u64.saturating_mul((1u64 << attempt.min(6)) - 1).min(250);
+    let wait = rand::Rng::random_range(&mut rand::rng(), 0..=cap);
+    tokio::time::sleep(Duration::from_millis(wait)).await;
+}
+
+fn is_websocket(value: &HeaderValue) -> bool {
+    value.as_bytes().eq_ignore_ascii_case(b"websocket")
+}
+
+fn note(cluster: &ClusterState, endpoint: &Endpoint, status: u16) {
+    if let Some(settings) = &cluster.model.outlier {
+        endpoint.outlier.note(settings, status, &cluster.endpoints());
+    }
+}
+
+fn clone_head(head: &Parts) -> Parts {
+    let mut copy = Request::new(()).into_parts().0;
+    copy.method = head.method.clone();
+    copy.uri = head.uri.clone();
+    copy.version = head.version;
+    copy.headers = head.headers.clone();
+    copy
+}
+
+/// A cluster by weight.
+fn pick(clusters: &[(String, u32)]) -> &str {
+    if let [(only, _)] = clusters {
+        return only;
+    }
+    let total: u64 = clusters.iter().map(|(_, w)| u64::from(*w)).sum();
+    let mut dice = rand::Rng::random_range(&mut rand::rng(), 0..total.max(1));
+    for (name, weight) in clusters {
+        match dice.checked_sub(u64::from(*weight)) {
+            Some(rest) => dice = rest,
+            None => return name,
+        }
+    }
+    clusters.last().map_or("", |(name, _)| name)
+}
+
+/// Rewrites the head for the upstream.
+fn prepare(
+    exchange: &mut Exchange,
+    host: &VirtualHost,
+    route: &Route,
+    to: &Forward,
+    manager: &HttpManager,
+    switch: bool,
+) {
+    let parts = &mut exchange.parts;
+    headers::strip_hop_by_hop(&mut parts.headers, switch);
+    // The codec has told the client to go on by itself.
+    parts.headers.remove(header::EXPECT);
+    parts.headers.remove(headers::DECORATOR);
+    crate::telemetry::exchange::outgoing(
+        &exchange.downstream.worker,
+        manager,
+        exchange.chosen.listener.model.direction,
+        &mut parts.headers,
+    );
+    if host.attempt_count {
+        parts
+            .headers
+            .insert(headers::ATTEMPT_COUNT, HeaderValue::from_static("1"));
+    }
+    change(&mut parts.headers, &route.request_headers);
+    if let Some(replacement) = &to.host_rewrite
+        && let Ok(value) = HeaderValue::from_str(replacement)
+    {
+        exchange.authority = value;
+    }
+    if let Some(replacement) = &to.prefix_rewrite {
+        rewrite_path(parts, &route.matches.path, replacement);
+    }
+}
+
+fn rewrite_path(parts: &mut Parts, matched: &mantlet_model::route::PathMatch, replacement: &str) {
+    use mantlet_model::route::PathMatch;
+    let path = parts.uri.path();
+    let rest = match matched {
+        PathMatch::Prefix(prefix) | PathMatch::SegmentPrefix(prefix) => path.strip_prefix(prefix.as_str()),
+        PathMatch::Exact(_) | PathMatch::Regex(_) => Some(""),
+    };
+    let Some(rest) = rest else { return };
+    let mut target = format!("{replacement}{rest}");
+    if !target.starts_with('/') {
+        target.insert(0, '/');
+    }
+    if let Some(query) = parts.uri.query() {
+        target.push('?');
+        target.push_str(query);
+    }
+    if let Ok(uri) = target.parse() {
+        parts.uri = uri;
+    }
+}
+
+/// Applies header changes of a route.
+pub fn change(fields: &mut http::HeaderMap, changes: &[HeaderChange]) {
+    for change in changes {
+        match change {
+            HeaderChange::Set(name, value) => {
+                if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+                    fields.insert(name, value);
+                }
+            }
+            HeaderChange::Add(name, value) => {
+                if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+                    fields.append(name, value);
+                }
+            }
+            HeaderChange::Remove(name) => {
+                fields.remove(name.as_str());
+            }
+        }
+    }
+}
+
+type Sent = (Response<Incoming>, SourceLease, ActiveGuard);
+type Back = Option<(Parts, Option<RequestBody>)>;
+
+/// One attempt.
+async fn send(
+    exchange: &Exchange,
+    cluster: &Rc<ClusterState>,
+    endpoint: &Rc<Endpoint>,
+    manager: &HttpManager,
+    mut request: Request<RequestBody>,
+    switch: bool,
+) -> Result<Sent, (Failure, Back)> {
+    let active = ActiveGuard::new(cluster.clone(), endpoint.clone());
+    let h2 = !switch
+        && match cluster.model.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::Downstream => {
+                exchange.downstream.tls.is_some_and(|t| t.h2 == Some(true)) || request.version() == Version::HTTP_2
+            }
+        };
+    let lease = match acquire(exchange, cluster, endpoint, manager, h2, switch).await {
+        Ok(lease) => lease,
+        Err(error) => {
+            let (head, body) = request.into_parts();
+            return Err((Failure::Connect(error), Some((head, Some(body)))));
+        }
+    };
+    target(&mut request, &exchange.authority, h2, endpoint.tls.is_some());
+    match lease {
+        Lease::Http1(mut lease) => match lease.sender.try_send_request(request).await {
+            Ok(response) => Ok((response, SourceLease::Http1(lease), active)),
+            Err(mut error) => {
+                let back = error.take_message().map(give_back);
+                Err((failure(error.error(), back.is_some()), back))
+            }
+        },
+        Lease::Http2(mut lease) => match lease.sender.try_send_request(request).await {
+            Ok(response) => Ok((response, SourceLease::Http2(lease), active)),
+            Err(mut error) => {
+                let back = error.take_message().map(give_back);
+                Err((failure(error.error(), back.is_some()), back))
+            }
+        },
+    }
+}
+
+fn give_back(request: Request<RequestBody>) -> (Parts, Option<RequestBody>) {
+    let (head, body) = request.into_parts();
+    (head, Some(body))
+}
+
+fn failure(error: &hyper::Error, unsent: bool) -> Failure {
+    if error.is_parse() || error.is_parse_too_large() {
+        return Failure::Protocol;
+    }
+    let h2 = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    Failure::Reset {
+        unsent,
+        refused: h2.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM),
+    }
+}
+
+async fn acquire(
+    exchange: &Exchange,
+    cluster: &Rc<ClusterState>,
+    endpoint: &Rc<Endpoint>,
+    manager: &HttpManager,
+    h2: bool,
+    switch: bool,
+) -> Result<Lease, ConnectError> {
+    let worker = &exchange.downstream.worker;
+    if h2 {
+        if let Some(lease) = endpoint.pool.take_http2() {
+            return Ok(Lease::Http2(lease));
+        }
+    } else if !switch {
+        while let Some(mut lease) = endpoint.pool.take_http1() {
+            // Ready at once, or about to learn that the peer has closed.
+            if lease.sender.ready().await.is_ok() {
+                return Ok(Lease::Http1(lease));
+            }
+        }
+    }
+    let tls = endpoint.tls.as_deref();
+    let alpn = alpn(manager, cluster, tls.map_or(&[][..], |t| &t.alpn[..]), h2);
+    let stream = connect::open(worker, &cluster.model, endpoint.address, tls, &alpn).await?;
+    endpoint.note_principal(&stream);
+    let failed = |e: hyper::Error| ConnectError::Tcp(format!("delayed connect error: {e}"));
+    if h2 {
+        Ok(Lease::Http2(endpoint.pool.start_http2(stream).await.map_err(failed)?))
+    } else {
+        Ok(Lease::Http1(Pool::start_http1(stream).await.map_err(failed)?))
+    }
+}
+
+/// Protocols to offer: the cluster's, or Istio's for the HTTP version (S1.82, S1.83).
+fn alpn(manager: &HttpManager, cluster: &ClusterState, configured: &[String], h2: bool) -> Vec<String> {
+    let list: &[&str] = match (manager.istio_alpn && cluster.model.alpn_override, h2) {
+        (false, _) => return configured.to_vec(),
+        (true, false) => &["istio-http/1.1", "istio", "http/1.1"],
+        (true, true) => &["istio-h2", "istio", "h2"],
+    };
+    list.iter().map(|p| p.to_string()).collect()
+}
+
+/// Puts the authority where the upstream's HTTP version wants it.
+fn target(request: &mut Request<RequestBody>, authority: &HeaderValue, h2: bool, tls: bool) {
+    if h2 {
+        let mut uri = std::mem::take(request.uri_mut()).into_parts();
+        uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
+        uri.authority = Authority::from_maybe_shared(Bytes::copy_from_slice(authority.as_bytes())).ok();
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().remove(header::HOST);
+        request.headers_mut().remove(header::CONNECTION);
+    } else {
+        let uri = request.uri();
+        if uri.authority().is_some() {
+            let path = uri.path_and_query().cloned();
+            *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+        }
+        *request.version_mut() = Version::HTTP_11;
+        request.headers_mut().insert(header::HOST, authority.clone());
+    }
+}
+
+fn retries_status(retry: &Retry, status: u16) -> bool {
+    let listed = retry.statuses.contains(&u32::from(status));
+    retry.on.split(',').map(str::trim).any(|on| match on {
+        "5xx" => status >= 500,
+        "gateway-error" => matches!(status, 502..=504),
+        "retriable-status-codes" => listed,
+        // Istio writes bare codes too.
+        code => code.parse() == Ok(status),
+    })
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of one exchange, used once")]
+fn respond(
+    exchange: &mut Exchange,
+    manager: &HttpManager,
+    route: &Route,
+    response: Response<Incoming>,
+    lease: SourceLease,
+    active: ActiveGuard,
+    endpoint: Rc<Endpoint>,
+    mut account: Box<Account>,
+) -> Response<ResponseBody> {
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let (mut head, body) = response.into_parts();
+    head.version = Version::HTTP_11;
+    let direction = account.direction();
+    crate::telemetry::exchange::incoming_response(
+        &exchange.downstream.worker,
+        direction,
+        &mut head.headers,
+        &mut account,
+    );
+    headers::strip_hop_by_hop(&mut head.headers, switched);
+    let fields = &mut head.headers;
+    fields.insert(headers::SERVICE_TIME, HeaderValue::from(account.upstream_millis()));
+    if !manager.server_name.is_empty()
+        && let Ok(server) = HeaderValue::from_str(&manager.server_name)
+    {
+        fields.insert(header::SERVER, server);
+    }
+    change(fields, &route.response_headers);
+    account.response_head(&head);
+    if switched {
+        if !exchange.switching() {
+            // Nobody asked for another protocol: bytes behind this head would be read as something else (threat 42).
+            let reply = Reply::new(
+                StatusCode::BAD_GATEWAY,
+                "",
+                "upstream_reset_before_response_started{protocol_error}",
+                flags::UPSTREAM_PROTOCOL_ERROR,
+            );
+            return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+        }
+        return upgrade::tunnel(exchange, head, body, active, lease, account);
+    }
+    let source = Box::new(Source {
+        active,
+        lease,
+        endpoint,
+    });
+    Response::from_parts(head, ResponseBody::upstream(body, source, account))
+}
+
+/// Envoy's text for a failed attempt.
+fn failure_reply(failure: &Failure, account: &mut Account) -> Reply {
+    const TEXT: &str = "upstream connect error or disconnect/reset before headers. reset reason: ";
+    let (reason, flag) = match failure {
+        Failure::Connect(ConnectError::Timeout) => {
+            ("connection timeout".to_string(), flags::UPSTREAM_CONNECTION_FAILURE)
+        }
+        Failure::Connect(error) => {
+            account.transport_failure = Some(error.to_string().into());
+            (
+                format!("remote connection failure, transport failure reason: {error}"),
+                flags::UPSTREAM_CONNECTION_FAILURE,
+            )
+        }
+        Failure::Reset { refused: true, .. } => ("remote refused stream reset".to_string(), flags::UPSTREAM_RESET),
+        Failure::Reset { .. } => (
+            "connection termination".to_string(),
+            flags::UPSTREAM_CONNECTION_TERMINATION,
+        ),
+        Failure::Protocol => ("protocol error".to_string(), flags::UPSTREAM_PROTOCOL_ERROR),
+    };
+    let status = match failure {
+        Failure::Protocol => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let details = format!(
+        "upstream_reset_before_response_started{{{}}}",
+        reason
+            .replace([' ', '\t'], "_")
+            .replace(",_transport_failure_reason:_", "|")
+    );
+    Reply::new(status, format!("{TEXT}{reason}"), details, flag)
+}

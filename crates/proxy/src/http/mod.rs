@@ -1,0 +1,87 @@
+//! HTTP: serving downstream connections, and the one ordered request function in [`request`].
+
+pub mod body;
+pub mod forward;
+pub mod headers;
+pub mod reply;
+pub mod request;
+pub mod upgrade;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use crate::connection::Downstream;
+use crate::stream::Stream;
+use crate::worker::LocalExec;
+
+/// Largest head of a request (Envoy's 60 KiB).
+const MAX_HEAD: usize = 60 * 1024;
+/// Most headers of a request.
+const MAX_HEADERS: usize = 100;
+
+/// Serves the requests of a connection until it ends.
+pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
+    let tuning = downstream.worker.shared.tuning.clone();
+    let conn = downstream.clone();
+    let service = service_fn(move |request| request::handle(conn.clone(), request));
+    let io = TokioIo::new(stream);
+    let result = if h2 {
+        let connection = pin!(
+            http2::Builder::new(LocalExec)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(tuning.max_streams)
+                .initial_stream_window_size(1 << 20)
+                .initial_connection_window_size(4 << 20)
+                .max_header_list_size(MAX_HEAD as u32)
+                .max_pending_accept_reset_streams(100)
+                .max_local_error_reset_streams(256)
+                .keep_alive_interval(Duration::from_secs(300))
+                .auto_date_header(false)
+                .serve_connection(io, service)
+        );
+        drive(&downstream, connection, |c| c.graceful_shutdown()).await
+    } else {
+        let connection = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(tuning.header_timeout)
+                .max_headers(MAX_HEADERS)
+                .max_buf_size(MAX_HEAD)
+                .half_close(false)
+                .auto_date_header(false)
+                .serve_connection(io, service)
+                .with_upgrades()
+        );
+        drive(&downstream, connection, |c| c.graceful_shutdown()).await
+    };
+    if let Err(error) = result {
+        tracing::debug!(target: "http", "connection from {} ended: {error}", downstream.facts.source);
+    }
+}
+
+/// Drives a connection; when asked to close, lets it finish what it has begun.
+async fn drive<C: Future>(
+    downstream: &Downstream,
+    mut connection: std::pin::Pin<&mut C>,
+    shutdown: impl Fn(std::pin::Pin<&mut C>),
+) -> C::Output {
+    let mut told = false;
+    poll_fn(|cx| {
+        if !told && downstream.control.poll(cx) {
+            told = true;
+            shutdown(connection.as_mut());
+        }
+        match connection.as_mut().poll(cx) {
+            Poll::Ready(out) => Poll::Ready(out),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}

@@ -1,0 +1,438 @@
+//! The ordered request function: what happens to every request, in the order that security rests on.
+//!
+//! normalise → request id → client certificate header → JWT → authorization → route → forward → account. Each step is
+//! one line of [`steps`]; nothing may be moved without a reason written beside it.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use mantlet_model::authz::{Connection as AuthzConnection, HttpView, Verdict};
+use mantlet_model::http::HttpManager;
+use mantlet_model::route::{Redirect, Route, RouteAction, RouteRequest, VirtualHost};
+
+use super::body::{Progress, RequestBody, ResponseBody};
+use super::reply::{self, Reply};
+use super::{forward, headers};
+use crate::connection::{Chosen, Downstream};
+use crate::path;
+use crate::telemetry::flags;
+use crate::telemetry::record::Account;
+use crate::worker::Phase;
+
+/// A request on its way through the steps.
+pub struct Exchange {
+    /// Its connection.
+    pub downstream: Rc<Downstream>,
+    /// The chain and the configuration it belongs to.
+    pub chosen: Rc<Chosen>,
+    /// The head; rewritten on the way.
+    pub parts: Parts,
+    /// `:authority`, as sent.
+    pub authority: HeaderValue,
+    /// The client's address by the forwarding headers.
+    pub remote: IpAddr,
+    /// Whether the client speaks gRPC.
+    pub grpc: bool,
+    /// The client's side of a protocol switch, if it asked for one.
+    pub upgrade: Option<OnUpgrade>,
+}
+
+impl Exchange {
+    /// Whether the client asked for another protocol.
+    pub fn switching(&self) -> bool {
+        self.upgrade.is_some()
+    }
+}
+
+/// Answers one request.
+pub async fn handle(
+    downstream: Rc<Downstream>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let (mut parts, body) = request.into_parts();
+    let progress = Rc::new(Progress::default());
+    let Some(chosen) = downstream.chosen() else {
+        // The chain of this connection was removed; it is about to be closed, and its policy is unknown.
+        let account = Account::begin(&downstream, None, &parts, progress);
+        let reply = Reply::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "",
+            "filter_chain_not_found",
+            flags::NO_ROUTE,
+        );
+        return Ok(closing(reply::respond(reply, false, "", account)));
+    };
+    let account = Account::begin(&downstream, Some(&chosen), &parts, progress.clone());
+    let grpc = headers::is_grpc(&parts.headers);
+    let version = parts.version;
+    let upgrade = match headers::upgrade(&parts) {
+        Some(_) => parts.extensions.remove::<OnUpgrade>(),
+        None => None,
+    };
+    let worker = downstream.worker.clone();
+    let authority = headers::authority(&parts).unwrap_or(HeaderValue::from_static(""));
+    let mut exchange = Exchange {
+        downstream,
+        chosen: chosen.clone(),
+        parts,
+        authority,
+        remote: IpAddr::from([0, 0, 0, 0]),
+        grpc,
+        upgrade,
+    };
+    let Some(manager) = chosen.chain.http() else {
+        let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "not_http", flags::NONE);
+        return Ok(reply::respond(reply, grpc, "", account));
+    };
+    let body = RequestBody::new(body, progress);
+    let mut response = steps(&mut exchange, manager, body, account).await;
+    if worker.phase() >= Phase::Draining && version < Version::HTTP_2 {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+fn closing(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+async fn steps(
+    exchange: &mut Exchange,
+    manager: &HttpManager,
+    body: RequestBody,
+    mut account: Box<Account>,
+) -> Response<ResponseBody> {
+    // Bounds and strictness first: nothing below may see a request with two readings.
+    if let Err(reply) = strict(exchange, manager) {
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    }
+    // The normal form of the path is what everything below sees, the upstream included (S2.113).
+    if let Err(reply) = normalize(exchange, manager) {
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    }
+    request_id(exchange, manager);
+    forwarding(exchange, manager);
+    account.request_head(exchange);
+    // JWT before authorization, since its claims are attributes there.
+    if let Err(reply) = authenticate(manager) {
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    }
+    if let Err(reply) = authorize(exchange, &mut account) {
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    }
+    let chosen = exchange.chosen.clone();
+    let routes = chosen.config.routes_of(&chosen.chain);
+    let Some((host, route)) = routes.and_then(|r| r.select(&View::of(exchange))) else {
+        let reply = Reply::new(StatusCode::NOT_FOUND, "", "route_not_found", flags::NO_ROUTE);
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    };
+    account.route(host, route);
+    act(exchange, manager, host, route, body, account).await
+}
+
+async fn act(
+    exchange: &mut Exchange,
+    manager: &HttpManager,
+    host: &VirtualHost,
+    route: &Route,
+    body: RequestBody,
+    account: Box<Account>,
+) -> Response<ResponseBody> {
+    match &route.action {
+        RouteAction::Forward(to) => forward::forward(exchange, manager, host, route, to, body, account).await,
+        RouteAction::Respond { status, body } => {
+            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let reply = Reply::new(status, body.clone(), "direct_response", flags::NONE);
+            reply::respond(reply, exchange.grpc, &manager.server_name, account)
+        }
+        RouteAction::Redirect(redirect) => {
+            let location = location(exchange, redirect);
+            let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+            let reply = Reply::new(status, "", "direct_response", flags::NONE);
+            let mut response = reply::respond(reply, exchange.grpc, &manager.server_name, account);
+            if let Ok(location) = HeaderValue::from_str(&location) {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            response
+        }
+    }
+}
+
+fn location(exchange: &Exchange, redirect: &Redirect) -> String {
+    let https = redirect.https || exchange.downstream.tls.is_some();
+    let authority = exchange.authority.to_str().unwrap_or_default();
+    let (name, port) = split_port(authority);
+    let name = redirect.host.as_deref().unwrap_or(name);
+    let port = match redirect.port {
+        Some(443) if https => None,
+        Some(80) if !https => None,
+        Some(port) => Some(port),
+        // Another scheme has another default port.
+        None if redirect.https => None,
+        None => port,
+    };
+    let path = match &redirect.path {
+        Some(path) => path.as_str(),
+        None => exchange.parts.uri.path_and_query().map_or("/", PathAndQuery::as_str),
+    };
+    let scheme = if https { "https" } else { "http" };
+    match port {
+        Some(port) => format!("{scheme}://{name}:{port}{path}"),
+        None => format!("{scheme}://{name}{path}"),
+    }
+}
+
+fn split_port(authority: &str) -> (&str, Option<u16>) {
+    match authority.rsplit_once(':') {
+        Some((name, port)) if !name.ends_with(':') => match port.parse() {
+            Ok(port) => (name, Some(port)),
+            Err(_) => (authority, None),
+        },
+        _ => (authority, None),
+    }
+}
+
+fn bad_request(details: &'static str) -> Reply {
+    Reply::new(
+        StatusCode::BAD_REQUEST,
+        "Bad Request",
+        details,
+        flags::DOWNSTREAM_PROTOCOL_ERROR,
+    )
+}
+
+fn strict(exchange: &mut Exchange, _manager: &HttpManager) -> Result<(), Reply> {
+    let parts = &exchange.parts;
+    if parts.version < Version::HTTP_11 {
+        // S6.75; Envoy's answer to HTTP/1.0.
+        return Err(Reply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version", flags::NONE));
+    }
+    headers::check(parts).map_err(bad_request)?;
+    if exchange.authority.is_empty() {
+        return Err(bad_request("missing_host_header"));
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Reply::new(
+            StatusCode::NOT_FOUND,
+            "",
+            "route_not_found",
+            flags::NO_ROUTE,
+        ));
+    }
+    Ok(())
+}
+
+fn normalize(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Reply> {
+    let uri = &exchange.parts.uri;
+    let Some(target) = uri.path_and_query() else {
+        return Err(bad_request("missing_path_rejected"));
+    };
+    let normal =
+        path::normalize(target.path(), manager.normalization).map_err(|_| bad_request("path_normalization_failed"))?;
+    let rewritten = match (&normal, target.query()) {
+        (std::borrow::Cow::Borrowed(same), _) if *same == target.path() => target.clone(),
+        (changed, Some(query)) => PathAndQuery::from_maybe_shared(format!("{changed}?{query}"))
+            .map_err(|_| bad_request("path_normalization_failed"))?,
+        (changed, None) => PathAndQuery::from_maybe_shared(changed.to_string())
+            .map_err(|_| bad_request("path_normalization_failed"))?,
+    };
+    exchange.parts.uri = Uri::from(rewritten);
+    Ok(())
+}
+
+fn request_id(exchange: &mut Exchange, manager: &HttpManager) {
+    if manager.generate_request_id && !exchange.parts.headers.contains_key(headers::REQUEST_ID) {
+        exchange
+            .parts
+            .headers
+            .insert(headers::REQUEST_ID, headers::new_request_id());
+    }
+}
+
+fn forwarding(exchange: &mut Exchange, manager: &HttpManager) {
+    let source = exchange.downstream.facts.source.ip();
+    let fields = &mut exchange.parts.headers;
+    headers::forward_client_cert(fields, manager, &exchange.downstream);
+    let listed: Vec<IpAddr> = fields
+        .get_all(headers::XFF)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(|v| v.trim().parse().unwrap_or(IpAddr::from([0, 0, 0, 0])))
+        .collect();
+    let hops = manager.trusted_hops as usize;
+    // The address that the trusted hops vouch for, counted from the right (S6.72); an element that is no address
+    // counts as an unknown client, never as a neighbour of it.
+    exchange.remote = if manager.use_remote_address {
+        match hops {
+            0 => source,
+            n => listed.len().checked_sub(n).map_or(source, |at| listed[at]),
+        }
+    } else {
+        listed.len().checked_sub(hops + 1).map_or(source, |at| listed[at])
+    };
+    if manager.use_remote_address {
+        let value = match fields.get(headers::XFF).and_then(|v| v.to_str().ok()) {
+            Some(earlier) => format!("{earlier},{source}"),
+            None => source.to_string(),
+        };
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            fields.insert(headers::XFF, value);
+        }
+        if hops == 0 {
+            fields.remove(headers::XFP);
+        }
+    }
+    if !fields.contains_key(headers::XFP) {
+        let scheme = if exchange.downstream.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        fields.insert(headers::XFP, HeaderValue::from_static(scheme));
+    }
+}
+
+/// RequestAuthentication is not part of this data plane yet; a chain that asks for it denies every request, since a
+/// token that nobody checks must not pass.
+fn authenticate(manager: &HttpManager) -> Result<(), Reply> {
+    match &manager.jwt {
+        None => Ok(()),
+        Some(_) => Err(Reply::new(
+            StatusCode::UNAUTHORIZED,
+            "Jwt verification fails",
+            "jwt_authn_access_denied{Jwt_verification_fails}",
+            flags::NONE,
+        )),
+    }
+}
+
+fn authorize(exchange: &Exchange, account: &mut Account) -> Result<(), Reply> {
+    let chain = &exchange.chosen.chain;
+    if !chain.has_authz {
+        return Ok(());
+    }
+    let downstream = &exchange.downstream;
+    let connection = AuthzConnection {
+        peer_uris: downstream.peer.as_ref().map_or(&[], |p| &p.uris),
+        source: downstream.facts.source.ip(),
+        remote: exchange.remote,
+        destination: downstream.facts.destination,
+        sni: downstream.facts.sni.as_deref(),
+    };
+    let view = View::of(exchange);
+    let decision = chain.engine.decide(&connection, Some(&view));
+    let allowed = decision.verdict == Verdict::Allowed;
+    downstream.worker.telemetry.http_decision(allowed);
+    if allowed {
+        return Ok(());
+    }
+    // Whitespace in an id becomes `_` (S2.92).
+    let id: String = decision
+        .rule
+        .unwrap_or("none")
+        .chars()
+        .map(|c| if c.is_whitespace() { '_' } else { c })
+        .collect();
+    let details = format!("rbac_access_denied_matched_policy[{id}]");
+    downstream.worker.shared.telemetry.denied_request(exchange, &details);
+    account.denied = true;
+    Err(Reply::new(
+        StatusCode::FORBIDDEN,
+        "RBAC: access denied",
+        details,
+        flags::NONE,
+    ))
+}
+
+/// The request as policy and routes see it.
+pub struct View<'a> {
+    parts: &'a Parts,
+    authority: &'a str,
+    path: &'a str,
+}
+
+impl<'a> View<'a> {
+    /// Of an exchange whose path is in normal form.
+    pub fn of(exchange: &'a Exchange) -> Self {
+        View {
+            parts: &exchange.parts,
+            authority: exchange.authority.to_str().unwrap_or_default(),
+            path: exchange.parts.uri.path(),
+        }
+    }
+}
+
+impl HttpView for View<'_> {
+    fn method(&self) -> &str {
+        self.parts.method.as_str()
+    }
+
+    fn authority(&self) -> &str {
+        self.authority
+    }
+
+    fn path(&self) -> &str {
+        self.path
+    }
+
+    fn any_header(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        // HTTP/2 requests have their host in the pseudo header only.
+        if name == "host" && !self.parts.headers.contains_key(header::HOST) {
+            return f(self.authority.as_bytes());
+        }
+        self.parts.headers.get_all(name).iter().any(|v| f(v.as_bytes()))
+    }
+
+    fn claims(&self) -> Option<&serde_json::Value> {
+        None
+    }
+}
+
+impl RouteRequest for View<'_> {
+    fn authority(&self) -> &str {
+        self.authority
+    }
+
+    fn path(&self) -> &str {
+        self.path
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.parts.uri.query()
+    }
+
+    fn header(&self, name: &str) -> Vec<&str> {
+        match name {
+            ":method" => vec![self.parts.method.as_str()],
+            ":authority" => vec![self.authority],
+            ":path" => vec![self.path],
+            ":scheme" => self
+                .parts
+                .headers
+                .get(headers::XFP)
+                .and_then(|v| v.to_str().ok())
+                .into_iter()
+                .collect(),
+            name => self
+                .parts
+                .headers
+                .get_all(name)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Istio's metric families, and the table by which a worker finds the handles of a series without building labels.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use mantlet_runtime::metrics::ISTIO_BUCKETS;
+use mantlet_runtime::{Counter, CounterFamily, Histogram, HistogramFamily, Registry};
+
+/// Most series that a worker keeps handles for; peers choose some of the labels.
+const MAX_SERIES: usize = 8192;
+
+const COMMON: [&str; 22] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_service",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_cluster",
+    "request_protocol",
+    "response_flags",
+];
+
+/// The families.
+pub struct Families {
+    requests: CounterFamily,
+    duration: HistogramFamily,
+    request_bytes: HistogramFamily,
+    response_bytes: HistogramFamily,
+    tcp_opened: CounterFamily,
+    tcp_closed: CounterFamily,
+    tcp_sent: CounterFamily,
+    tcp_received: CounterFamily,
+    /// Decisions about requests: allowed, denied.
+    pub http_rbac: (CounterFamily, CounterFamily),
+    /// Decisions about connections: allowed, denied.
+    pub tcp_rbac: (CounterFamily, CounterFamily),
+}
+
+impl Families {
+    /// Registers them.
+    pub fn new(registry: &Registry) -> Self {
+        let mut http: Vec<&str> = COMMON.to_vec();
+        http.extend(["response_code", "grpc_response_status", "connection_security_policy"]);
+        let mut tcp: Vec<&str> = COMMON.to_vec();
+        tcp.push("connection_security_policy");
+        let counter = |name: &str, help: &str, labels: &[&str]| registry.counter(name, help, labels);
+        let histogram = |name: &str, help: &str| registry.histogram(name, help, &http, ISTIO_BUCKETS);
+        Families {
+            requests: counter("istio_requests_total", "Requests.", &http),
+            duration: histogram("istio_request_duration_milliseconds", "Duration of requests."),
+            request_bytes: histogram("istio_request_bytes", "Size of request bodies."),
+            response_bytes: histogram("istio_response_bytes", "Size of response bodies."),
+            tcp_opened: counter("istio_tcp_connections_opened_total", "TCP connections opened.", &tcp),
+            tcp_closed: counter("istio_tcp_connections_closed_total", "TCP connections closed.", &tcp),
+            tcp_sent: counter("istio_tcp_sent_bytes_total", "Bytes sent to the client.", &tcp),
+            tcp_received: counter(
+                "istio_tcp_received_bytes_total",
+                "Bytes received from the client.",
+                &tcp,
+            ),
+            http_rbac: (
+                counter("envoy_http_rbac_allowed", "Requests that authorization allowed.", &[]),
+                counter("envoy_http_rbac_denied", "Requests that authorization denied.", &[]),
+            ),
+            tcp_rbac: (
+                counter("envoy_tcp_rbac_allowed", "Connections that authorization allowed.", &[]),
+                counter("envoy_tcp_rbac_denied", "Connections that authorization denied.", &[]),
+            ),
+        }
+    }
+
+    /// Fresh handles of an HTTP series; `labels` in the families' order.
+    pub fn http(&self, labels: &[&str]) -> Rc<HttpSeries> {
+        Rc::new(HttpSeries {
+            requests: self.requests.with(labels),
+            duration: self.duration.with(labels),
+            request_bytes: self.request_bytes.with(labels),
+            response_bytes: self.response_bytes.with(labels),
+        })
+    }
+
+    /// Fresh handles of a TCP series.
+    pub fn tcp(&self, labels: &[&str]) -> Rc<TcpSeries> {
+        Rc::new(TcpSeries {
+            opened: self.tcp_opened.with(labels),
+            closed: self.tcp_closed.with(labels),
+            sent: self.tcp_sent.with(labels),
+            received: self.tcp_received.with(labels),
+        })
+    }
+}
+
+/// Handles of one HTTP series.
+pub struct HttpSeries {
+    /// `istio_requests_total`.
+    pub requests: Counter,
+    /// `istio_request_duration_milliseconds`.
+    pub duration: Histogram,
+    /// `istio_request_bytes`.
+    pub request_bytes: Histogram,
+    /// `istio_response_bytes`.
+    pub response_bytes: Histogram,
+}
+
+/// Handles of one TCP series.
+pub struct TcpSeries {
+    /// `istio_tcp_connections_opened_total`.
+    pub opened: Counter,
+    /// `istio_tcp_connections_closed_total`.
+    pub closed: Counter,
+    /// `istio_tcp_sent_bytes_total`.
+    pub sent: Counter,
+    /// `istio_tcp_received_bytes_total`.
+    pub received: Counter,
+}
+
+/// What tells HTTP series apart, as numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SeriesKey {
+    /// Reported by the source.
+    pub source_side: bool,
+    /// Peer by its metadata (downstream's for destinations, upstream's for sources).
+    pub peer: u32,
+    /// Peer by its certificate, interned.
+    pub principal: u32,
+    /// Cluster (0 for none).
+    pub cluster: u64,
+    /// Endpoint (0 for none).
+    pub endpoint: u64,
+    /// Status.
+    pub status: u16,
+    /// gRPC status + 1, 0 for none.
+    pub grpc: u32,
+    /// Response flags.
+    pub flags: u32,
+    /// Whether the protocol is gRPC.
+    pub is_grpc: bool,
+    /// Whether mTLS was terminated.
+    pub mtls: bool,
+}
+
+/// Handles by key.
+#[derive(Default)]
+pub struct SeriesTable {
+    http: HashMap<SeriesKey, Rc<HttpSeries>>,
+}
+
+impl SeriesTable {
+    /// The handles of a series, made on first use.
+    pub fn http(&mut self, key: SeriesKey, make: impl FnOnce() -> Rc<HttpSeries>) -> Rc<HttpSeries> {
+        if let Some(found) = self.http.get(&key) {
+            return found.clone();
+        }
+        // Endpoints and peers come and go; starting over is simple and the counts stay in the registry.
+        if self.http.len() >= MAX_SERIES {
+            self.http.clear();
+        }
+        let made = make();
+        self.http.insert(key, made.clone());
+        made
+    }
+}
+
+/// Numbers for texts.
+#[derive(Default)]
+pub struct Interner {
+    known: HashMap<Box<str>, u32>,
+}
+
+impl Interner {
+    /// The number of a text; 0 is the empty one.
+    pub fn id(&mut self, text: &str) -> u32 {
+        if text.is_empty() {
+            return 0;
+        }
+        if let Some(found) = self.known.get(text) {
+            return *found;
+        }
+        let id = self.known.len() as u32 + 1;
+        self.known.insert(text.into(), id);
+        id
+    }
+}

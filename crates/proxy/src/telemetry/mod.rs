@@ -1,0 +1,158 @@
+//! Telemetry: Istio's metrics, the access log, remembered denials.
+//!
+//! Workers count through handles of their own ([`WorkerTelemetry`]); what they share ([`Telemetry`]) is written only when
+//! a series is new, a request was denied, or a batch of log lines is handed over.
+
+pub mod access_log;
+pub mod exchange;
+pub mod flags;
+pub mod metrics;
+pub mod record;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use mantlet_model::query::Denial;
+use mantlet_runtime::{Counter, Registry};
+
+use crate::connection::Downstream;
+use crate::http::request::Exchange;
+use access_log::{LogBuffer, LogWriter};
+use exchange::PeerLabels;
+use metrics::{Families, Interner, SeriesTable};
+
+/// Denials that are remembered for `mantlet authz why`.
+const MAX_DENIALS: usize = 256;
+
+/// Shared telemetry.
+pub struct Telemetry {
+    /// All metrics of the process.
+    pub registry: Registry,
+    /// Istio's families.
+    pub families: Families,
+    /// This workload, as peers and metrics see it.
+    pub local: PeerLabels,
+    /// Its metadata header value, precomputed.
+    pub local_metadata: Option<(http::HeaderValue, http::HeaderValue)>,
+    /// Writer of access logs.
+    pub log: LogWriter,
+    denials: Mutex<VecDeque<Denial>>,
+}
+
+impl Telemetry {
+    /// Telemetry of this workload; `node_id` is the xDS node id.
+    pub fn new(registry: Registry, local: PeerLabels, node_id: &str) -> Self {
+        Telemetry {
+            families: Families::new(&registry),
+            local_metadata: exchange::encode(&local, node_id),
+            local,
+            registry,
+            log: LogWriter::start(),
+            denials: Mutex::default(),
+        }
+    }
+
+    /// Denials, newest last.
+    pub fn denials(&self) -> Vec<Denial> {
+        let all = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().cloned().collect()
+    }
+
+    fn remember(&self, denial: Denial) {
+        let mut all = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_DENIALS {
+            all.pop_front();
+        }
+        all.push_back(denial);
+    }
+
+    /// Remembers a denied request.
+    pub fn denied_request(&self, exchange: &Exchange, details: &str) {
+        let downstream = &exchange.downstream;
+        self.remember(Denial {
+            time: now(),
+            source_principal: principal(downstream),
+            source: downstream.facts.source.ip().to_string(),
+            port: downstream.facts.destination.port(),
+            method: exchange.parts.method.to_string(),
+            path: bounded(exchange.parts.uri.path()),
+            host: bounded(exchange.authority.to_str().unwrap_or_default()),
+            details: details.to_string(),
+        });
+    }
+
+    /// Remembers a denied connection.
+    pub fn denied_connection(&self, downstream: &Downstream, details: &str) {
+        self.remember(Denial {
+            time: now(),
+            source_principal: principal(downstream),
+            source: downstream.facts.source.ip().to_string(),
+            port: downstream.facts.destination.port(),
+            method: String::new(),
+            path: String::new(),
+            host: String::new(),
+            details: details.to_string(),
+        });
+    }
+}
+
+fn principal(downstream: &Downstream) -> Option<String> {
+    downstream.peer.as_ref().and_then(|p| p.uris.first().cloned())
+}
+
+fn now() -> String {
+    access_log::rfc3339_millis(std::time::SystemTime::now())
+}
+
+/// Peers choose these texts; what is remembered stays small.
+fn bounded(text: &str) -> String {
+    text.chars().take(512).collect()
+}
+
+/// Telemetry of one worker.
+pub struct WorkerTelemetry {
+    /// Interned label values.
+    pub interner: RefCell<Interner>,
+    /// Series in use.
+    pub series: RefCell<SeriesTable>,
+    /// Peers' metadata by header value.
+    pub peers: RefCell<exchange::PeerCache>,
+    /// Log lines not handed over yet.
+    pub log: LogBuffer,
+    /// The last exchanged metadata header, to skip the cache for a run of requests of one peer.
+    pub last_peer: Cell<Option<u32>>,
+    http_allowed: Counter,
+    http_denied: Counter,
+    tcp_allowed: Counter,
+    tcp_denied: Counter,
+}
+
+impl WorkerTelemetry {
+    /// Handles for one worker.
+    pub fn new(shared: &Telemetry) -> Self {
+        let http = &shared.families.http_rbac;
+        let tcp = &shared.families.tcp_rbac;
+        WorkerTelemetry {
+            interner: RefCell::default(),
+            series: RefCell::default(),
+            peers: RefCell::default(),
+            log: LogBuffer::new(shared.log.clone()),
+            last_peer: Cell::new(None),
+            http_allowed: http.0.with(&[]),
+            http_denied: http.1.with(&[]),
+            tcp_allowed: tcp.0.with(&[]),
+            tcp_denied: tcp.1.with(&[]),
+        }
+    }
+
+    /// Counts an authorization decision about a request.
+    pub fn http_decision(&self, allowed: bool) {
+        if allowed { &self.http_allowed } else { &self.http_denied }.inc();
+    }
+
+    /// Counts an authorization decision about a connection.
+    pub fn tcp_decision(&self, allowed: bool) {
+        if allowed { &self.tcp_allowed } else { &self.tcp_denied }.inc();
+    }
+}
