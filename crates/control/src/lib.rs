@@ -1,1 +1,4 @@
 //! Mantlet control.
+
+pub mod auth;
+pub mod ca;

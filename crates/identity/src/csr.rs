@@ -39,6 +39,18 @@ pub struct Csr {
 }
 
 impl Csr {
+    /// Stands in for a request by the holder of `key` itself: the authority's own server certificate needs no proof of
+    /// possession.
+    pub fn for_key(key: &PrivateKey) -> Result<Self, Error> {
+        let public_key_der = key.public_key_info();
+        let public_key = SubjectPublicKeyInfo::from_der(&public_key_der)?;
+        Ok(Self {
+            public_key,
+            public_key_der,
+            common_name: None,
+        })
+    }
+
     /// Parses and verifies a PEM request.
     ///
     /// # Errors

@@ -41,6 +41,8 @@ pub struct Recorded {
 }
 
 type Log = Arc<Mutex<Vec<Recorded>>>;
+/// One entry per TCP connection.
+type ByteLog = Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>;
 type Answer = Arc<dyn Fn(&Recorded) -> Response<Full<Bytes>> + Send + Sync>;
 
 /// An HTTP server that records requests. It stops when dropped.
@@ -186,7 +188,7 @@ where
 /// A TCP server that sends back what it gets and remembers it. It stops when dropped.
 pub struct TcpEcho {
     address: SocketAddr,
-    received: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>,
+    received: ByteLog,
     task: JoinHandle<()>,
 }
 
@@ -197,7 +199,7 @@ impl TcpEcho {
             .await
             .unwrap_or_else(|e| panic!("bind: {e}"));
         let address = listener.local_addr().unwrap_or_else(|e| panic!("local address: {e}"));
-        let received: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>> = Arc::default();
+        let received: ByteLog = Arc::default();
         let log = received.clone();
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
