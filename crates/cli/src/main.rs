@@ -1,3 +1,101 @@
-//! Entry point.
+//! The `mantlet` command line, also known as `istioctl`.
+//!
+//! Only the command tree, the dispatch of re-executed children (before any runtime or thread exists) and the printing are
+//! here; each command lives in its own module and returns data.
 
-fn main() {}
+mod cluster;
+mod inspect;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Zero-trust service mesh that speaks Istio's API.
+#[derive(Debug, Parser)]
+#[command(name = "mantlet", disable_version_flag = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run an embedded Kubernetes cluster on this machine
+    Cluster(cluster::Args),
+    /// Retrieve the synchronization status of each proxy in the mesh
+    #[command(visible_alias = "ps")]
+    ProxyStatus(inspect::proxy_status::Args),
+    /// Retrieve information about proxy configuration
+    #[command(visible_alias = "pc")]
+    ProxyConfig(inspect::proxy_config::Args),
+    /// Describe what the mesh configuration means for a pod or service
+    Describe(inspect::describe::Args),
+    /// Commands that Istio calls experimental
+    #[command(visible_alias = "x", visible_alias = "exp")]
+    Experimental {
+        #[command(subcommand)]
+        command: Experimental,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Experimental {
+    /// Describe what the mesh configuration means for a pod or service
+    #[command(visible_alias = "des")]
+    Describe(inspect::describe::Args),
+}
+
+/// What a command leaves to be printed.
+struct Printed {
+    text: String,
+    code: u8,
+}
+
+impl From<String> for Printed {
+    fn from(text: String) -> Printed {
+        Printed { text, code: 0 }
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    // Children of ours: single-threaded, so before anything else.
+    if let Some((word, rest)) = args.get(1..).and_then(<[String]>::split_first) {
+        match word.as_str() {
+            cluster::broker::SUBCOMMAND => return cluster::broker::main(rest),
+            cluster::process::SUBCOMMAND => return cluster::process::main(rest),
+            mantlet_node::sandbox::SUBCOMMAND => return mantlet_node::sandbox::sandbox_main(rest),
+            _ => {}
+        }
+    }
+    match run(Cli::parse()) {
+        Ok(printed) => {
+            // A closed pipe (`| head`) is not an error of ours.
+            let _ = std::io::stdout().lock().write_all(printed.text.as_bytes());
+            ExitCode::from(printed.code)
+        }
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Printed> {
+    match cli.command {
+        Command::Cluster(args) => {
+            let answer = cluster::run(args)?;
+            Ok(Printed { text: answer.text, code: answer.code })
+        }
+        Command::ProxyStatus(args) => inspect::ask(async |mesh| inspect::proxy_status::run(&mesh.client, &args).await).map(Printed::from),
+        Command::ProxyConfig(args) => {
+            inspect::ask(async |mesh| inspect::proxy_config::run(&mesh.client, &mesh.namespace, &args).await)
+                .map(Printed::from)
+        }
+        Command::Describe(args) | Command::Experimental { command: Experimental::Describe(args) } => {
+            inspect::ask(async |mesh| inspect::describe::run(&mesh.client, &mesh.namespace, &args).await)
+                .map(Printed::from)
+        }
+    }
+}
