@@ -126,7 +126,7 @@ pub(super) fn deep(base: &mut Value, over: &Value) {
     };
     for (key, value) in over {
         if value.is_null() {
-            map.remove(key);
+            map.shift_remove(key);
         } else {
             match map.get_mut(key) {
                 Some(existing) if existing.is_object() && value.is_object() => deep(existing, value),

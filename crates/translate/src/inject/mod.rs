@@ -347,8 +347,8 @@ fn place(pod: &mut Value, parts: &template::Parts, overrides: &merge::Overrides,
         }
         spec.insert("securityContext".into(), merged);
     }
-    if !parts.image_pull_secrets.is_empty() {
-        let mut secrets = take_list(spec, "imagePullSecrets");
+    let mut secrets = take_list(spec, "imagePullSecrets");
+    if !secrets.is_empty() || !parts.image_pull_secrets.is_empty() {
         for name in &parts.image_pull_secrets {
             let secret = json!({ "name": name });
             if !secrets.contains(&secret) {
@@ -357,17 +357,21 @@ fn place(pod: &mut Value, parts: &template::Parts, overrides: &merge::Overrides,
         }
         spec.insert("imagePullSecrets".into(), Value::Array(secrets));
     }
+    clean(spec);
 }
 
+/// Takes a list out, leaving null in its place so that the fields keep their order; [`clean`] removes what stays null.
 fn take_list(spec: &mut Map<String, Value>, key: &str) -> Vec<Value> {
     match spec.get_mut(key).map(Value::take) {
-        Some(Value::Array(list)) => {
-            spec.remove(key);
-            list
-        }
-        _ => {
-            spec.remove(key);
-            Vec::new()
+        Some(Value::Array(list)) => list,
+        _ => Vec::new(),
+    }
+}
+
+fn clean(spec: &mut Map<String, Value>) {
+    for key in ["initContainers", "volumes", "imagePullSecrets"] {
+        if spec.get(key).is_some_and(Value::is_null) {
+            spec.shift_remove(key);
         }
     }
 }

@@ -74,7 +74,7 @@ fn handler(probe: &mut Value, ports: &Value, path: &str, status_port: u16) -> Op
         return None;
     }
     original["port"] = json!(number);
-    map.remove(kind);
+    map.shift_remove(kind);
     map.insert("httpGet".into(), json!({ "path": path, "port": status_port }));
     Some(Map::from_iter([(kind.to_string(), original)]))
 }
@@ -116,7 +116,7 @@ pub(super) fn restore(pod: &mut Value, originals: &Map<String, Value>) {
                 else {
                     continue;
                 };
-                now.remove("httpGet");
+                now.shift_remove("httpGet");
                 for kind in ["httpGet", "tcpSocket", "grpc"] {
                     if let Some(handler) = original.get(kind) {
                         now.insert(kind.into(), handler.clone());

@@ -419,6 +419,10 @@ fn proxy_config_json(context: &Context<'_>) -> Value {
     if raw.get("discoveryAddress").is_none() && (own != "istiod" || global.istio_namespace != "istio-system") {
         raw["discoveryAddress"] = json!(format!("{own}.{}.svc:15012", global.istio_namespace));
     }
+    let status_port = context.status_port();
+    if raw.get("statusPort").is_some() || status_port != 15020 {
+        raw["statusPort"] = json!(status_port);
+    }
     if let Some(map) = raw.as_object_mut() {
         map.retain(|key, value| defaults.get(key) != Some(value));
     }

@@ -54,11 +54,11 @@ pub(super) fn strip(pod: &mut Value) {
         .find(|(name, _)| name == "ISTIO_PROMETHEUS_ANNOTATIONS")
         .and_then(|(_, text)| serde_json::from_str(text).ok());
     if let Some(map) = pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
-        map.remove(STATUS_ANNOTATION);
-        map.remove(OVERRIDES_ANNOTATION);
+        map.shift_remove(STATUS_ANNOTATION);
+        map.shift_remove(OVERRIDES_ANNOTATION);
         if annotations.get("prometheus.io/path").map(String::as_str) == Some("/stats/prometheus") {
             for key in ["scrape", "port", "path"] {
-                map.remove(&format!("prometheus.io/{key}"));
+                map.shift_remove(&format!("prometheus.io/{key}"));
                 let own = scrape
                     .as_ref()
                     .and_then(|s| s.get(key))
