@@ -44,7 +44,7 @@ impl Clock for TestClock {
 }
 
 /// Secrets in memory, with versions; the next operations fail with the queued errors.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Memory {
     secrets: Mutex<BTreeMap<String, CaSecret>>,
     failures: Mutex<Vec<SecretError>>,
