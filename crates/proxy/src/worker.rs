@@ -171,16 +171,11 @@ impl Shared {
     /// Starts the worker threads.
     ///
     /// # Errors
-    /// When a thread or its runtime cannot be made.
+    /// When a thread cannot be made.
     pub fn start(self: &Arc<Self>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
         (0..self.tuning.workers)
             .map(|id| {
                 let shared = self.clone();
-                let runtime = Builder::new_current_thread()
-                    .enable_all()
-                    .build_local(LocalOptions::default());
-                // A local runtime cannot change threads; this one only proves early that it can be made at all.
-                drop(runtime?);
                 std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
                     match Builder::new_current_thread()
                         .enable_all()
