@@ -117,7 +117,11 @@ impl Informers {
             };
             ($kind:ty, $config:expr) => {{
                 let informer = Informer::<$kind>::new();
-                tokio::spawn(informer.clone().run(Api::all(client.clone()), $config, stop.clone()));
+                tokio::spawn(
+                    informer
+                        .clone()
+                        .run(Api::all(client.clone()), $config, stop.clone()),
+                );
                 informer
             }};
         }

@@ -101,7 +101,9 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(query) = Message::from_vec(&buffer[..length]) else { continue };
+            let Ok(query) = Message::from_vec(&buffer[..length]) else {
+                continue;
+            };
             if query.metadata.message_type != MessageType::Query {
                 // Answering an answer would let two servers talk for ever.
                 continue;
@@ -132,7 +134,9 @@ impl Server {
     async fn serve_tcp(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let Ok(permit) = permits.clone().acquire_owned().await else {
+                return;
+            };
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = listener.accept() => accepted,
@@ -163,7 +167,9 @@ impl Server {
                 stream.read_exact(&mut bytes).await?;
                 Ok::<_, std::io::Error>(bytes)
             };
-            let bytes = tokio::time::timeout(IDLE, read).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+            let bytes = tokio::time::timeout(IDLE, read)
+                .await
+                .map_err(|_| std::io::ErrorKind::TimedOut)??;
             let query = Message::from_vec(&bytes).map_err(|_| std::io::ErrorKind::InvalidData)?;
             let answer = match self.local(&query) {
                 Step::Done(answer) => answer,
@@ -177,7 +183,9 @@ impl Server {
                 stream.write_u16(length).await?;
                 stream.write_all(&bytes).await
             };
-            tokio::time::timeout(IDLE, write).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+            tokio::time::timeout(IDLE, write)
+                .await
+                .map_err(|_| std::io::ErrorKind::TimedOut)??;
         }
     }
 
@@ -303,7 +311,9 @@ async fn ask(upstream: SocketAddr, query: &Message) -> std::io::Result<Message> 
     let mut buffer = [0_u8; 4096];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        let Ok(answer) = Message::from_vec(&buffer[..length]) else { continue };
+        let Ok(answer) = Message::from_vec(&buffer[..length]) else {
+            continue;
+        };
         if answer.metadata.id != query.metadata.id || answer.queries != query.queries {
             continue;
         }
@@ -311,7 +321,9 @@ async fn ask(upstream: SocketAddr, query: &Message) -> std::io::Result<Message> 
             return Ok(answer);
         }
         let mut stream = TcpStream::connect(upstream).await?;
-        stream.write_u16(u16::try_from(bytes.len()).map_err(|_| std::io::ErrorKind::InvalidData)?).await?;
+        stream
+            .write_u16(u16::try_from(bytes.len()).map_err(|_| std::io::ErrorKind::InvalidData)?)
+            .await?;
         stream.write_all(&bytes).await?;
         let length = stream.read_u16().await?;
         let mut bytes = vec![0; usize::from(length)];

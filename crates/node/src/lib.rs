@@ -6,8 +6,13 @@
 
 pub mod controllers;
 pub mod dns;
+pub mod images;
+pub mod kubelet;
+mod kubelet_http;
 pub mod podnet;
+pub mod probes;
 pub mod rootfs;
 pub mod sandbox;
 pub mod services;
 pub mod shim;
+mod volumes;

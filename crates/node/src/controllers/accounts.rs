@@ -59,7 +59,12 @@ async fn reconcile(context: &Context, config: &Config, namespace: &str) -> Resul
         namespace: Some(namespace.to_owned()),
         ..ObjectMeta::default()
     };
-    if context.informers.accounts.get(&Key::new(namespace, "default")).is_none() {
+    if context
+        .informers
+        .accounts
+        .get(&Key::new(namespace, "default"))
+        .is_none()
+    {
         let api: Api<ServiceAccount> = Api::namespaced(context.client.clone(), namespace);
         let account = ServiceAccount {
             metadata: meta("default"),

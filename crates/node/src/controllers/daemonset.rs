@@ -65,12 +65,14 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
     let mut nodes = context.informers.nodes.list();
     nodes.retain(|node| {
         let labels = node.labels();
-        selector.iter().flatten().all(|(name, value)| labels.get(name) == Some(value))
+        selector
+            .iter()
+            .flatten()
+            .all(|(name, value)| labels.get(name) == Some(value))
     });
-    let owned = context
-        .informers
-        .pods
-        .select(&key.namespace, |pod| pods::is_controlled_by(&pod.metadata, &set.metadata));
+    let owned = context.informers.pods.select(&key.namespace, |pod| {
+        pods::is_controlled_by(&pod.metadata, &set.metadata)
+    });
     let on = |node: &str| {
         let owned = owned.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
         owned
@@ -78,7 +80,11 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
             .cloned()
             .collect::<Vec<_>>()
     };
-    let on_delete = spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete");
+    let on_delete = spec
+        .update_strategy
+        .as_ref()
+        .and_then(|strategy| strategy.type_.as_deref())
+        == Some("OnDelete");
     let (mut scheduled, mut updated, mut ready, mut available) = (0, 0, 0, 0);
     let mut again = None;
     let now = k8s_openapi::jiff::Timestamp::now();
@@ -135,7 +141,9 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
             "observedGeneration": set.metadata.generation,
         }});
         let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), &key.namespace);
-        let written = api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        let written = api
+            .patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
         if let Some(set) = ignore_not_found(written)? {
             context.informers.daemon_sets.observe(&set);
         }

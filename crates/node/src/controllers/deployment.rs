@@ -168,9 +168,15 @@ async fn adopt(context: &Context, key: &Key, deployment: &Deployment, spec: &Dep
     Ok(())
 }
 
-async fn patch_set(context: &Context, set: &ReplicaSet, patch: &serde_json::Value) -> Result<Option<ReplicaSet>, Error> {
+async fn patch_set(
+    context: &Context,
+    set: &ReplicaSet,
+    patch: &serde_json::Value,
+) -> Result<Option<ReplicaSet>, Error> {
     let api: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &set.namespace().unwrap_or_default());
-    let patched = api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+    let patched = api
+        .patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await;
     let patched = ignore_not_found(patched)?;
     if let Some(set) = &patched {
         context.informers.replica_sets.observe(set);
@@ -181,10 +187,17 @@ async fn patch_set(context: &Context, set: &ReplicaSet, patch: &serde_json::Valu
 /// `maxSurge` and `maxUnavailable` as numbers, with the API's defaults and its rule that not both may be zero.
 fn limits(spec: &DeploymentSpec) -> Result<Limits, Error> {
     let replicas = spec.replicas.unwrap_or(1);
-    let rolling = spec.strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
+    let rolling = spec
+        .strategy
+        .as_ref()
+        .and_then(|strategy| strategy.rolling_update.as_ref());
     let quarter = IntOrString::String("25%".to_owned());
-    let surge = rolling.and_then(|rolling| rolling.max_surge.as_ref()).unwrap_or(&quarter);
-    let unavailable = rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&quarter);
+    let surge = rolling
+        .and_then(|rolling| rolling.max_surge.as_ref())
+        .unwrap_or(&quarter);
+    let unavailable = rolling
+        .and_then(|rolling| rolling.max_unavailable.as_ref())
+        .unwrap_or(&quarter);
     let max_surge = pods::scaled(surge, replicas, true)?;
     let mut max_unavailable = pods::scaled(unavailable, replicas, false)?.min(replicas);
     if max_surge == 0 && max_unavailable == 0 {
@@ -197,10 +210,19 @@ fn limits(spec: &DeploymentSpec) -> Result<Limits, Error> {
     })
 }
 
-fn set_annotations(deployment: &Deployment, spec: &DeploymentSpec, revision: i64) -> Result<BTreeMap<String, String>, Error> {
+fn set_annotations(
+    deployment: &Deployment,
+    spec: &DeploymentSpec,
+    revision: i64,
+) -> Result<BTreeMap<String, String>, Error> {
     let limits = limits(spec)?;
     let mut annotations = deployment.metadata.annotations.clone().unwrap_or_default();
-    for own in [LAST_APPLIED, REVISION, REVISION_HISTORY, "deprecated.deployment.rollback.to"] {
+    for own in [
+        LAST_APPLIED,
+        REVISION,
+        REVISION_HISTORY,
+        "deprecated.deployment.rollback.to",
+    ] {
         annotations.remove(own);
     }
     annotations.insert(REVISION.to_owned(), revision.to_string());
@@ -237,7 +259,14 @@ async fn create_new(
         .get_or_insert_default()
         .insert(pods::TEMPLATE_HASH.to_owned(), hash);
     let old: Vec<_> = sets.iter().map(|set| counts(set)).collect();
-    let start = rollout::scale_new(Set { wanted: 0, available: 0 }, &old, limits(spec)?);
+    let start = rollout::scale_new(
+        Set {
+            wanted: 0,
+            available: 0,
+        },
+        &old,
+        limits(spec)?,
+    );
     let set = ReplicaSet {
         metadata: ObjectMeta {
             name: Some(name.clone()),
@@ -277,7 +306,9 @@ async fn create_new(
             Ok(None)
         }
         Err(error) => {
-            context.events.warning(deployment, "ReplicaSetCreateError", &error.to_string());
+            context
+                .events
+                .warning(deployment, "ReplicaSetCreateError", &error.to_string());
             Err(error.into())
         }
     }
@@ -302,7 +333,9 @@ async fn refresh(
         let history = history.map_or(own.to_string(), |known| format!("{known},{own}"));
         annotations.insert(REVISION_HISTORY.to_owned(), history);
     }
-    let stale = annotations.iter().any(|(name, value)| new.annotations().get(name) != Some(value));
+    let stale = annotations
+        .iter()
+        .any(|(name, value)| new.annotations().get(name) != Some(value));
     let min_ready = new.spec.min_ready_seconds.unwrap_or(0);
     if !stale && min_ready == spec.min_ready_seconds.unwrap_or(0) {
         return Ok(new.clone());
@@ -311,7 +344,9 @@ async fn refresh(
         "metadata": {"annotations": annotations},
         "spec": {"minReadySeconds": spec.min_ready_seconds.unwrap_or(0)},
     });
-    Ok(patch_set(context, new, &patch).await?.map_or_else(|| new.clone(), Arc::new))
+    Ok(patch_set(context, new, &patch)
+        .await?
+        .map_or_else(|| new.clone(), Arc::new))
 }
 
 async fn set_revision(context: &Context, deployment: &Deployment, new: &ReplicaSet) -> Result<(), Error> {
@@ -321,7 +356,9 @@ async fn set_revision(context: &Context, deployment: &Deployment, new: &ReplicaS
     }
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), &deployment.namespace().unwrap_or_default());
     let patch = json!({"metadata": {"annotations": {REVISION: revision.to_string()}}});
-    let patched = api.patch(&deployment.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
+    let patched = api
+        .patch(&deployment.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+        .await;
     if let Some(deployment) = ignore_not_found(patched)? {
         context.informers.deployments.observe(&deployment);
     }
@@ -373,7 +410,10 @@ async fn scale(context: &Context, deployment: &Deployment, set: &ReplicaSet, tar
     }
     patch_set(context, set, &json!({"spec": {"replicas": target}})).await?;
     let direction = if target > from { "up" } else { "down" };
-    let message = format!("Scaled {direction} replica set {} from {from} to {target}", set.name_any());
+    let message = format!(
+        "Scaled {direction} replica set {} from {from} to {target}",
+        set.name_any()
+    );
     context.events.normal(deployment, "ScalingReplicaSet", &message);
     Ok(())
 }
@@ -385,7 +425,10 @@ async fn empty_old_sets(context: &Context, deployment: &Deployment, old: &[Arc<R
     }
     let namespace = deployment.namespace().unwrap_or_default();
     let left = context.informers.pods.select(&namespace, |pod| {
-        !pods::is_finished(pod) && old.iter().any(|set| pods::is_controlled_by(&pod.metadata, &set.metadata))
+        !pods::is_finished(pod)
+            && old
+                .iter()
+                .any(|set| pods::is_controlled_by(&pod.metadata, &set.metadata))
     });
     Ok(left.is_empty())
 }
@@ -490,7 +533,12 @@ fn conditions(
     let mut conditions = Vec::new();
     let enough = totals.available >= limits.replicas - limits.max_unavailable;
     conditions.push(if enough {
-        condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.")
+        condition(
+            "Available",
+            true,
+            "MinimumReplicasAvailable",
+            "Deployment has minimum availability.",
+        )
     } else {
         let message = "Deployment does not have minimum availability.";
         condition("Available", false, "MinimumReplicasUnavailable", message)
@@ -499,7 +547,9 @@ fn conditions(
     let name = new.map_or_else(|| deployment.name_any(), |new| new.name_any());
     let subject = if new.is_some() { "ReplicaSet" } else { "Deployment" };
     let before = deployment.status.clone().unwrap_or_default();
-    let progressing = known.iter().find(|condition| condition.type_.as_deref() == Some("Progressing"));
+    let progressing = known
+        .iter()
+        .find(|condition| condition.type_.as_deref() == Some("Progressing"));
     let complete = totals.updated == limits.replicas
         && totals.replicas == limits.replicas
         && totals.available == limits.replicas
@@ -508,7 +558,12 @@ fn conditions(
     let finished = progressing.is_some_and(|condition| condition.reason.as_deref() == Some("NewReplicaSetAvailable"))
         && before.observed_generation == deployment.metadata.generation;
     if spec.paused == Some(true) {
-        conditions.push(condition("Progressing", true, "DeploymentPaused", "Deployment is paused"));
+        conditions.push(condition(
+            "Progressing",
+            true,
+            "DeploymentPaused",
+            "Deployment is paused",
+        ));
     } else if complete || finished {
         let message = format!("{subject} {name:?} has successfully progressed.");
         conditions.push(condition("Progressing", true, "NewReplicaSetAvailable", &message));
@@ -544,7 +599,9 @@ fn conditions(
         .chain(sets)
         .filter_map(|set| set.status.as_ref())
         .flat_map(|status| status.conditions.iter().flatten())
-        .find(|condition| condition.type_.as_deref() == Some("ReplicaFailure") && condition.status.as_deref() == Some("True"));
+        .find(|condition| {
+            condition.type_.as_deref() == Some("ReplicaFailure") && condition.status.as_deref() == Some("True")
+        });
     if let Some(failure) = failure {
         let reason = failure.reason.as_deref().unwrap_or("FailedCreate");
         let message = failure.message.as_deref().unwrap_or_default();

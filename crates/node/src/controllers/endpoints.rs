@@ -77,7 +77,16 @@ pub(crate) async fn run(context: Context, stop: CancellationToken) {
 }
 
 /// What of a pod shows in a slice, so that the many other pod changes cost nothing.
-fn facts(pod: &Pod) -> (Option<&BTreeMap<String, String>>, Option<&str>, bool, bool, bool, Option<&str>) {
+fn facts(
+    pod: &Pod,
+) -> (
+    Option<&BTreeMap<String, String>>,
+    Option<&str>,
+    bool,
+    bool,
+    bool,
+    Option<&str>,
+) {
     (
         pod.metadata.labels.as_ref(),
         pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()),
@@ -92,7 +101,10 @@ fn selects(service: &Service, pod: &Pod) -> bool {
     let Some(selector) = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()) else {
         return false;
     };
-    !selector.is_empty() && selector.iter().all(|(name, value)| pod.labels().get(name) == Some(value))
+    !selector.is_empty()
+        && selector
+            .iter()
+            .all(|(name, value)| pod.labels().get(name) == Some(value))
 }
 
 /// The port of a pod that a service port leads to; a name that the pod does not have leads nowhere.
@@ -108,7 +120,8 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
             containers
                 .flat_map(|container| container.ports.iter().flatten())
                 .find(|candidate| {
-                    candidate.name.as_deref() == Some(name) && candidate.protocol.as_deref().unwrap_or("TCP") == protocol
+                    candidate.name.as_deref() == Some(name)
+                        && candidate.protocol.as_deref().unwrap_or("TCP") == protocol
                 })
                 .map(|candidate| candidate.container_port)
         }
@@ -199,7 +212,10 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
     });
     let (wanted, legacy) = match &service {
         Some(service) if managed => {
-            let members = context.informers.pods.select(&key.namespace, |pod| selects(service, pod));
+            let members = context
+                .informers
+                .pods
+                .select(&key.namespace, |pod| selects(service, pod));
             let groups = plan(service, &members);
             (slices(service, &groups), Some(legacy(service, &groups)))
         }
@@ -275,7 +291,11 @@ fn slices(service: &Service, groups: &[Group]) -> Vec<EndpointSlice> {
         }
         for (index, endpoints) in chunks.into_iter().enumerate() {
             // The name follows from the ports, so that a reconcile that runs twice writes the same slices.
-            let facts: Vec<_> = group.ports.iter().map(|port| (&port.name, &port.port, &port.protocol)).collect();
+            let facts: Vec<_> = group
+                .ports
+                .iter()
+                .map(|port| (&port.name, &port.port, &port.protocol))
+                .collect();
             let hash = pods::fnv1a(format!("{facts:?}/{index}").as_bytes());
             slices.push(EndpointSlice {
                 address_type: "IPv4".to_owned(),
@@ -346,7 +366,9 @@ async fn write_legacy(context: &Context, key: &Key, service: &Service, mut wante
     let api: Api<Endpoints> = Api::namespaced(context.client.clone(), &key.namespace);
     let known = context.informers.endpoints.get(key);
     let written = match known {
-        Some(known) if known.subsets == wanted.subsets && known.metadata.labels == wanted.metadata.labels => return Ok(()),
+        Some(known) if known.subsets == wanted.subsets && known.metadata.labels == wanted.metadata.labels => {
+            return Ok(());
+        }
         Some(known) => {
             wanted.metadata.resource_version = known.resource_version();
             api.replace(&key.name, &PostParams::default(), &wanted).await
@@ -374,7 +396,8 @@ mod tests {
     use serde_json::json;
 
     fn service(spec: serde_json::Value) -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec})).expect("a service")
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec}))
+            .expect("a service")
     }
 
     fn pod(name: &str, ip: &str, ready: bool, deleted: bool) -> Arc<Pod> {
@@ -395,7 +418,13 @@ mod tests {
             .endpoints
             .iter()
             .filter_map(|endpoint| endpoint.conditions.as_ref())
-            .map(|known| (known.ready == Some(true), known.serving == Some(true), known.terminating == Some(true)))
+            .map(|known| {
+                (
+                    known.ready == Some(true),
+                    known.serving == Some(true),
+                    known.terminating == Some(true),
+                )
+            })
             .collect()
     }
 
@@ -418,7 +447,8 @@ mod tests {
 
     #[test]
     fn publish_not_ready_addresses_counts_everything_as_ready() {
-        let service = service(json!({"selector": {"app": "web"}, "ports": [{"port": 80}], "publishNotReadyAddresses": true}));
+        let service =
+            service(json!({"selector": {"app": "web"}, "ports": [{"port": 80}], "publishNotReadyAddresses": true}));
         let groups = plan(&service, &[pod("c", "10.244.0.4", false, false)]);
         assert_eq!(conditions(&groups[0]), [(true, true, false)]);
     }

@@ -50,7 +50,10 @@ impl Graph {
     fn insert(&mut self, uid: String, node: Node) {
         self.unlink(&uid);
         for owner in &node.owners {
-            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
+            self.dependents
+                .entry(owner.uid.clone())
+                .or_default()
+                .insert(uid.clone());
         }
         self.nodes.insert(uid, node);
     }
@@ -74,7 +77,8 @@ impl Graph {
 
     fn dependents(&self, uid: &str) -> Vec<(String, Node)> {
         let uids = self.dependents.get(uid).into_iter().flatten();
-        uids.filter_map(|uid| Some((uid.clone(), self.nodes.get(uid)?.clone()))).collect()
+        uids.filter_map(|uid| Some((uid.clone(), self.nodes.get(uid)?.clone())))
+            .collect()
     }
 }
 
@@ -170,7 +174,10 @@ impl Collector {
         for (resource, capabilities) in found {
             let namespaced = matches!(capabilities.scope, Scope::Namespaced);
             let shared = Arc::new(resource.clone());
-            guard(&self.kinds).insert((resource.group.clone(), resource.kind.clone()), (shared.clone(), namespaced));
+            guard(&self.kinds).insert(
+                (resource.group.clone(), resource.kind.clone()),
+                (shared.clone(), namespaced),
+            );
             watched.entry(id(resource)).or_insert_with(|| {
                 let token = stop.child_token();
                 tokio::spawn(self.clone().watch_kind(shared, token.clone()));
@@ -197,7 +204,9 @@ impl Collector {
                 Some(Ok(watcher::Event::InitDone)) => self.forget_unlisted(&resource, &listed),
                 Some(Ok(watcher::Event::Apply(object))) => self.seen(&resource, &object),
                 Some(Ok(watcher::Event::Delete(object))) => self.gone(&object.uid().unwrap_or_default()),
-                Some(Err(error)) => tracing::debug!(kind = resource.kind, %error, "garbage collector: watch failed, retrying"),
+                Some(Err(error)) => {
+                    tracing::debug!(kind = resource.kind, %error, "garbage collector: watch failed, retrying")
+                }
                 None => return,
             }
         }
@@ -293,7 +302,11 @@ impl Collector {
             if absent.is_empty() && waiting == 0 {
                 return Ok(None);
             }
-            let left: Vec<_> = node.owners.iter().filter(|owner| !absent.contains(&owner.uid)).collect();
+            let left: Vec<_> = node
+                .owners
+                .iter()
+                .filter(|owner| !absent.contains(&owner.uid))
+                .collect();
             if absent.is_empty() {
                 return Ok(None);
             }
@@ -316,7 +329,11 @@ impl Collector {
         };
         let api = self.api(&node.resource, node.namespace.as_deref());
         match api.delete(&node.name, &params).await {
-            Ok(_) => tracing::debug!(kind = node.resource.kind, name = node.name, "deleted: its owner is gone"),
+            Ok(_) => tracing::debug!(
+                kind = node.resource.kind,
+                name = node.name,
+                "deleted: its owner is gone"
+            ),
             Err(error) if not_found(&error) => self.gone(uid),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(error.into()),
@@ -329,7 +346,11 @@ impl Collector {
             // An owner in another namespace does not count (the API calls it absent).
             if known.namespace.is_none() || known.namespace == node.namespace {
                 let waits = known.deleting && known.finalizers.iter().any(|finalizer| finalizer == FOREGROUND);
-                return Ok(if waits { OwnerState::WaitsForDependents } else { OwnerState::Present });
+                return Ok(if waits {
+                    OwnerState::WaitsForDependents
+                } else {
+                    OwnerState::Present
+                });
             }
             return Ok(OwnerState::Absent);
         }
@@ -374,7 +395,11 @@ impl Collector {
             // The last dependent's end brings the owner back.
             return Ok(None);
         }
-        let left: Vec<_> = node.finalizers.iter().filter(|finalizer| *finalizer != FOREGROUND).collect();
+        let left: Vec<_> = node
+            .finalizers
+            .iter()
+            .filter(|finalizer| *finalizer != FOREGROUND)
+            .collect();
         self.patch(uid, node, &json!({"finalizers": left})).await
     }
 
@@ -382,9 +407,14 @@ impl Collector {
         let dependents = guard(&self.graph).dependents(uid);
         for (dependent, facts) in dependents {
             let left: Vec<_> = facts.owners.iter().filter(|owner| owner.uid != uid).collect();
-            self.patch(&dependent, &facts, &json!({"ownerReferences": left})).await?;
+            self.patch(&dependent, &facts, &json!({"ownerReferences": left}))
+                .await?;
         }
-        let left: Vec<_> = node.finalizers.iter().filter(|finalizer| *finalizer != ORPHAN).collect();
+        let left: Vec<_> = node
+            .finalizers
+            .iter()
+            .filter(|finalizer| *finalizer != ORPHAN)
+            .collect();
         self.patch(uid, node, &json!({"finalizers": left})).await
     }
 
@@ -393,7 +423,10 @@ impl Collector {
         metadata["uid"] = json!(uid);
         let api = self.api(&node.resource, node.namespace.as_deref());
         let patch = json!({"metadata": metadata});
-        ignore_not_found(api.patch(&node.name, &PatchParams::default(), &Patch::Merge(&patch)).await)?;
+        ignore_not_found(
+            api.patch(&node.name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await,
+        )?;
         Ok(None)
     }
 }

@@ -61,18 +61,21 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
             return Ok(None);
         };
         let status = job.status.clone().unwrap_or_default();
-        let end = status.completion_time.or_else(|| outcome(&job).and_then(|end| end.last_transition_time.clone()));
-        let left = end.map_or(0, |end| end.0.as_second() + i64::from(ttl) - Timestamp::now().as_second());
+        let end = status
+            .completion_time
+            .or_else(|| outcome(&job).and_then(|end| end.last_transition_time.clone()));
+        let left = end.map_or(0, |end| {
+            end.0.as_second() + i64::from(ttl) - Timestamp::now().as_second()
+        });
         if left > 0 {
             return Ok(Some(Duration::from_secs(left.unsigned_abs())));
         }
         ignore_not_found(api.delete(&key.name, &DeleteParams::background()).await)?;
         return Ok(None);
     }
-    let owned = context
-        .informers
-        .pods
-        .select(&key.namespace, |pod| pods::is_controlled_by(&pod.metadata, &job.metadata));
+    let owned = context.informers.pods.select(&key.namespace, |pod| {
+        pods::is_controlled_by(&pod.metadata, &job.metadata)
+    });
     let count = |wanted: &str| owned.iter().filter(|pod| pods::phase(pod) == wanted).count();
     let (succeeded, failed) = (count("Succeeded"), count("Failed"));
     let active: Vec<_> = owned.iter().filter(|pod| pods::is_active(pod)).collect();
@@ -86,16 +89,32 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
         .flat_map(|status| status.container_statuses.iter().flatten())
         .map(|container| container.restart_count)
         .sum();
-    let started = job.status.as_ref().and_then(|status| status.start_time.clone()).unwrap_or_else(pods::now);
+    let started = job
+        .status
+        .as_ref()
+        .and_then(|status| status.start_time.clone())
+        .unwrap_or_else(pods::now);
     let deadline = spec
         .active_deadline_seconds
         .map(|limit| started.0.as_second() + limit - Timestamp::now().as_second());
     let end = if failed > limit || usize::try_from(restarts).unwrap_or(0) > limit {
-        Some(("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit"))
+        Some((
+            "Failed",
+            "BackoffLimitExceeded",
+            "Job has reached the specified backoff limit",
+        ))
     } else if deadline.is_some_and(|left| left <= 0) {
-        Some(("Failed", "DeadlineExceeded", "Job was active longer than specified deadline"))
+        Some((
+            "Failed",
+            "DeadlineExceeded",
+            "Job was active longer than specified deadline",
+        ))
     } else if needed.map_or(succeeded > 0 && active.is_empty(), |needed| succeeded >= needed) {
-        Some(("Complete", "CompletionsReached", "Reached expected number of succeeded pods"))
+        Some((
+            "Complete",
+            "CompletionsReached",
+            "Reached expected number of succeeded pods",
+        ))
     } else {
         None
     };
@@ -113,7 +132,9 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
         };
         // A failed pod is replaced after a growing pause, as the job's back-off says.
         let pause = backoff(&owned, failed);
-        if missing > running && let Some(pause) = pause {
+        if missing > running
+            && let Some(pause) = pause
+        {
             write_status(context, key, &job, running, succeeded, failed, &started, None).await?;
             return Ok(Some(pause));
         }
@@ -142,7 +163,11 @@ fn backoff(owned: &[std::sync::Arc<k8s_openapi::api::core::v1::Pod>], failed: us
     let last = owned
         .iter()
         .filter(|pod| pods::phase(pod) == "Failed")
-        .flat_map(|pod| pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()))
+        .flat_map(|pod| {
+            pod.status
+                .iter()
+                .flat_map(|status| status.container_statuses.iter().flatten())
+        })
         .filter_map(|container| container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())
         .map(|time| time.0.as_second())
         .max()?;
@@ -191,7 +216,9 @@ async fn write_status(
     }
     let api: Api<Job> = Api::namespaced(context.client.clone(), &key.namespace);
     let patch = json!({"status": status});
-    let written = api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    let written = api
+        .patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await;
     if let Some(job) = ignore_not_found(written)? {
         context.informers.jobs.observe(&job);
     }

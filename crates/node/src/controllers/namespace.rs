@@ -50,7 +50,11 @@ async fn reconcile(context: &Context, name: &str) -> Result<Option<Duration>, Er
     let Some(namespace) = context.informers.namespaces.get(&Key::new("", name)) else {
         return Ok(None);
     };
-    let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
+    let finalizers = namespace
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.finalizers.clone())
+        .unwrap_or_default();
     if namespace.metadata.deletion_timestamp.is_none() {
         return Ok(None);
     }
@@ -70,7 +74,10 @@ async fn reconcile(context: &Context, name: &str) -> Result<Option<Duration>, Er
             propagation_policy: Some(PropagationPolicy::Background),
             ..DeleteParams::default()
         };
-        let unmarked = objects.items.iter().filter(|object| object.metadata.deletion_timestamp.is_none());
+        let unmarked = objects
+            .items
+            .iter()
+            .filter(|object| object.metadata.deletion_timestamp.is_none());
         if capabilities.supports_operation(verbs::DELETE_COLLECTION) && unmarked.clone().count() > 1 {
             api.delete_collection(&params, &ListParams::default()).await?;
             continue;
@@ -90,7 +97,12 @@ async fn reconcile(context: &Context, name: &str) -> Result<Option<Duration>, Er
     if finalizers.iter().any(|finalizer| finalizer == "kubernetes") {
         let mut released = namespace.as_ref().clone();
         if let Some(spec) = &mut released.spec {
-            spec.finalizers = Some(finalizers.into_iter().filter(|finalizer| finalizer != "kubernetes").collect());
+            spec.finalizers = Some(
+                finalizers
+                    .into_iter()
+                    .filter(|finalizer| finalizer != "kubernetes")
+                    .collect(),
+            );
         }
         let api: Api<Namespace> = Api::all(context.client.clone());
         let answer = api

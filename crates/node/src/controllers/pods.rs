@@ -163,9 +163,9 @@ pub(crate) fn safe_name(mut number: u32) -> String {
 
 /// FNV-1a, 32 bit.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes
-        .iter()
-        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 /// The template without the label that its replica set adds.
@@ -194,7 +194,11 @@ pub(crate) fn scaled(value: &IntOrString, total: i32, round_up: bool) -> Result<
                 .and_then(|number| number.parse().ok())
                 .ok_or_else(|| Error::Invalid(format!("{text:?} is neither a number nor a percentage")))?;
             let product = percent.max(0).saturating_mul(i64::from(total));
-            let share = if round_up { product.saturating_add(99) / 100 } else { product / 100 };
+            let share = if round_up {
+                product.saturating_add(99) / 100
+            } else {
+                product / 100
+            };
             i32::try_from(share).map_err(|_| Error::Invalid(format!("{text:?} is too large")))
         }
     }
@@ -230,7 +234,11 @@ pub(crate) fn sort_for_deletion(pods: &mut [Arc<Pod>]) {
 }
 
 /// Creates a pod for `owner`, with the events that `kubectl describe` shows.
-pub(crate) async fn create<K: Resource<DynamicType = ()>>(context: &Context, owner: &K, pod: &Pod) -> Result<Option<Pod>, Error> {
+pub(crate) async fn create<K: Resource<DynamicType = ()>>(
+    context: &Context,
+    owner: &K,
+    pod: &Pod,
+) -> Result<Option<Pod>, Error> {
     let namespace = pod.namespace().unwrap_or_default();
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     match api.create(&PostParams::default(), pod).await {
@@ -246,14 +254,20 @@ pub(crate) async fn create<K: Resource<DynamicType = ()>>(context: &Context, own
                 kube::Error::Api(status) => status.message.clone(),
                 other => other.to_string(),
             };
-            context.events.warning(owner, "FailedCreate", &format!("Error creating: {reason}"));
+            context
+                .events
+                .warning(owner, "FailedCreate", &format!("Error creating: {reason}"));
             Err(error.into())
         }
     }
 }
 
 /// Deletes a pod that `owner` manages, unless another of that name has taken its place.
-pub(crate) async fn delete<K: Resource<DynamicType = ()>>(context: &Context, owner: &K, pod: &Pod) -> Result<(), Error> {
+pub(crate) async fn delete<K: Resource<DynamicType = ()>>(
+    context: &Context,
+    owner: &K,
+    pod: &Pod,
+) -> Result<(), Error> {
     let namespace = pod.namespace().unwrap_or_default();
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let params = DeleteParams::background().preconditions(Preconditions {

@@ -118,8 +118,13 @@ impl<K: Clone + Eq + Hash + Send + std::fmt::Display + 'static> Queue<K> {
 
 /// Works the queue with `workers` concurrent reconciles until `stop` is cancelled. `reconcile`
 /// may ask for another look after a delay.
-pub async fn run<K, F, Fut>(name: &'static str, queue: Arc<Queue<K>>, workers: usize, stop: CancellationToken, reconcile: F)
-where
+pub async fn run<K, F, Fut>(
+    name: &'static str,
+    queue: Arc<Queue<K>>,
+    workers: usize,
+    stop: CancellationToken,
+    reconcile: F,
+) where
     K: Clone + Eq + Hash + Send + Sync + std::fmt::Display + 'static,
     F: Fn(K) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Option<Duration>, super::Error>> + Send,

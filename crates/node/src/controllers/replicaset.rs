@@ -44,7 +44,9 @@ pub(crate) async fn run(context: Context, stop: CancellationToken) {
                     // An orphan: whoever selects it may adopt it.
                     None => {
                         let Some(informers) = informers.upgrade() else { return };
-                        for set in informers.replica_sets.select(&namespace, |set| selector(set).is_ok_and(|s| pods::selects(&s, &pod.metadata))) {
+                        for set in informers.replica_sets.select(&namespace, |set| {
+                            selector(set).is_ok_and(|s| pods::selects(&s, &pod.metadata))
+                        }) {
                             queue.add(Key::of(set.as_ref()));
                         }
                     }
@@ -103,7 +105,9 @@ async fn adopt(context: &Context, set: &ReplicaSet, selector: &Selector) -> Resu
         let mut owners = orphan.metadata.owner_references.clone().unwrap_or_default();
         owners.push(pods::owner_reference(set));
         let patch = json!({"metadata": {"uid": orphan.uid(), "ownerReferences": owners}});
-        let patched = api.patch(&orphan.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
+        let patched = api
+            .patch(&orphan.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
         if let Some(pod) = ignore_not_found(patched)? {
             context.informers.pods.observe(&pod);
         }
@@ -162,7 +166,10 @@ async fn write_status(
     let mut again: Option<Duration> = None;
     for pod in owned {
         let labels = pod.labels();
-        if template_labels.iter().all(|(name, value)| labels.get(name) == Some(value)) {
+        if template_labels
+            .iter()
+            .all(|(name, value)| labels.get(name) == Some(value))
+        {
             labelled += 1;
         }
         if pods::is_ready(pod) {
@@ -202,7 +209,9 @@ async fn write_status(
             "observedGeneration": status.observed_generation,
             "conditions": status.conditions,
         }});
-        let written = api.patch_status(&set.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
+        let written = api
+            .patch_status(&set.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
         if let Some(set) = ignore_not_found(written)? {
             context.informers.replica_sets.observe(&set);
         }
@@ -216,7 +225,11 @@ fn conditions(before: &ReplicaSetStatus, failure: Option<&Error>) -> Option<Vec<
         Error::Api(kube::Error::Api(status)) => status.message.clone(),
         other => other.to_string(),
     };
-    let known = before.conditions.iter().flatten().find(|condition| condition.type_.as_deref() == Some("ReplicaFailure"));
+    let known = before
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_.as_deref() == Some("ReplicaFailure"));
     Some(vec![ReplicaSetCondition {
         type_: Some("ReplicaFailure".to_owned()),
         status: Some("True".to_owned()),

@@ -97,12 +97,18 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
             format!("0/{} nodes are available: {}.", nodes.len(), reasons.join(", "))
         };
         let known = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        if !known.into_iter().any(|c| c.type_ == "PodScheduled" && c.message.as_deref() == Some(&message)) {
+        if !known
+            .into_iter()
+            .any(|c| c.type_ == "PodScheduled" && c.message.as_deref() == Some(&message))
+        {
             context.events.warning(pod.as_ref(), "FailedScheduling", &message);
             let patch = json!({"status": {"conditions": [{
                 "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                 "message": message, "lastTransitionTime": pods::now()}]}});
-            ignore_not_found(api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await)?;
+            ignore_not_found(
+                api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch))
+                    .await,
+            )?;
         }
         // A change of the nodes brings the pod back.
         return Ok(None);

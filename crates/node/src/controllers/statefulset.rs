@@ -54,7 +54,11 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
         return Ok(None);
     }
     let spec = &set.spec;
-    if spec.volume_claim_templates.as_ref().is_some_and(|claims| !claims.is_empty()) {
+    if spec
+        .volume_claim_templates
+        .as_ref()
+        .is_some_and(|claims| !claims.is_empty())
+    {
         let message = "volumeClaimTemplates are not supported: this cluster has no persistent volumes";
         context.events.warning(set.as_ref(), "FailedCreate", message);
         return Err(Error::Invalid(message.to_owned()));
@@ -62,11 +66,17 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
     let hash = pods::template_hash(&spec.template, 0)?;
     let wanted = spec.replicas.unwrap_or(1).max(0);
     let parallel = spec.pod_management_policy.as_deref() == Some("Parallel");
-    let on_delete = spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete");
+    let on_delete = spec
+        .update_strategy
+        .as_ref()
+        .and_then(|strategy| strategy.type_.as_deref())
+        == Some("OnDelete");
     let owned: BTreeMap<i32, _> = context
         .informers
         .pods
-        .select(&key.namespace, |pod| pods::is_controlled_by(&pod.metadata, &set.metadata))
+        .select(&key.namespace, |pod| {
+            pods::is_controlled_by(&pod.metadata, &set.metadata)
+        })
         .into_iter()
         .filter_map(|pod| {
             let name = pod.name_any();
@@ -163,7 +173,9 @@ async fn write_status(context: &Context, key: &Key, set: &StatefulSet, hash: &st
             "observedGeneration": set.metadata.generation,
         }});
         let api: Api<StatefulSet> = Api::namespaced(context.client.clone(), &key.namespace);
-        let written = api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        let written = api
+            .patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
         if let Some(set) = ignore_not_found(written)? {
             context.informers.stateful_sets.observe(&set);
         }

@@ -75,7 +75,9 @@ impl Zone for Informers {
     }
 
     fn endpoints(&self, namespace: &str, name: &str) -> Vec<Target> {
-        let slices = self.slices.select(namespace, |slice| slice.labels().get(SERVICE_NAME).is_some_and(|service| service == name));
+        let slices = self.slices.select(namespace, |slice| {
+            slice.labels().get(SERVICE_NAME).is_some_and(|service| service == name)
+        });
         let targets: BTreeSet<_> = slices.iter().flat_map(|slice| targets(slice)).collect();
         targets.into_iter().collect()
     }
@@ -88,15 +90,25 @@ impl Zone for Informers {
         let text = address.to_string();
         for service in self.services.list() {
             if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some(&text) {
-                return vec![format!("{}.{}", service.name_any(), service.namespace().unwrap_or_default())];
+                return vec![format!(
+                    "{}.{}",
+                    service.name_any(),
+                    service.namespace().unwrap_or_default()
+                )];
             }
         }
         let mut names = Vec::new();
         for slice in self.slices.list() {
-            let Some(service) = slice.labels().get(SERVICE_NAME) else { continue };
+            let Some(service) = slice.labels().get(SERVICE_NAME) else {
+                continue;
+            };
             for target in targets(&slice) {
                 if target.address == address {
-                    names.push(format!("{}.{service}.{}", target.host, slice.namespace().unwrap_or_default()));
+                    names.push(format!(
+                        "{}.{service}.{}",
+                        target.host,
+                        slice.namespace().unwrap_or_default()
+                    ));
                 }
             }
         }
@@ -116,10 +128,18 @@ fn entry(service: &Service, endpoints: impl FnOnce() -> Vec<Target>) -> Option<E
     }
     let ports = spec.ports.iter().flatten().filter_map(|port| {
         let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
-        Some((port.name.clone().unwrap_or_default(), protocol, u16::try_from(port.port).ok()?))
+        Some((
+            port.name.clone().unwrap_or_default(),
+            protocol,
+            u16::try_from(port.port).ok()?,
+        ))
     });
     Some(Entry::Cluster {
-        addresses: spec.cluster_ip.iter().filter_map(|address| address.parse().ok()).collect(),
+        addresses: spec
+            .cluster_ip
+            .iter()
+            .filter_map(|address| address.parse().ok())
+            .collect(),
         ports: ports.collect(),
     })
 }
@@ -131,14 +151,24 @@ fn targets(slice: &EndpointSlice) -> Vec<Target> {
         .flatten()
         .filter_map(|port| {
             let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
-            Some((port.name.clone().unwrap_or_default(), protocol, u16::try_from(port.port?).ok()?))
+            Some((
+                port.name.clone().unwrap_or_default(),
+                protocol,
+                u16::try_from(port.port?).ok()?,
+            ))
         })
         .collect();
     slice
         .endpoints
         .iter()
         .flatten()
-        .filter(|endpoint| endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true))
+        .filter(|endpoint| {
+            endpoint
+                .conditions
+                .as_ref()
+                .and_then(|conditions| conditions.ready)
+                .unwrap_or(true)
+        })
         .flat_map(|endpoint| {
             endpoint.addresses.iter().filter_map(|address| {
                 let address: Ipv4Addr = address.parse().ok()?;
@@ -172,13 +202,21 @@ pub enum Answer {
 /// Answers one question.
 pub fn answer(zone: &dyn Zone, name: &Name, kind: RecordType) -> Answer {
     let lower = name.to_lowercase();
-    let labels: Vec<String> = lower.iter().map(|label| String::from_utf8_lossy(label).into_owned()).collect();
+    let labels: Vec<String> = lower
+        .iter()
+        .map(|label| String::from_utf8_lossy(label).into_owned())
+        .collect();
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
     if let [rest @ .., "cluster", "local"] = labels.as_slice() {
         return match data(zone, rest, kind) {
             None => Answer::NoSuchName(soa()),
             Some(data) if data.is_empty() => Answer::Empty(soa()),
-            Some(data) => Answer::Records(data.into_iter().take(MAX_RECORDS).map(|data| record(name, TTL, data)).collect()),
+            Some(data) => Answer::Records(
+                data.into_iter()
+                    .take(MAX_RECORDS)
+                    .map(|data| record(name, TTL, data))
+                    .collect(),
+            ),
         };
     }
     if let [d, c, b, a, "in-addr", "arpa"] = labels.as_slice() {
@@ -191,7 +229,11 @@ pub fn answer(zone: &dyn Zone, name: &Name, kind: RecordType) -> Answer {
 fn data(zone: &dyn Zone, labels: &[&str], kind: RecordType) -> Option<Vec<RData>> {
     match labels {
         [] => Some(apex(kind)),
-        ["dns-version"] => Some(if kind == RecordType::TXT { vec![RData::TXT(TXT::new(vec!["1.1.0".to_owned()]))] } else { Vec::new() }),
+        ["dns-version"] => Some(if kind == RecordType::TXT {
+            vec![RData::TXT(TXT::new(vec!["1.1.0".to_owned()]))]
+        } else {
+            Vec::new()
+        }),
         ["ns", "dns"] | ["svc"] | ["pod"] => Some(Vec::new()),
         [namespace, "svc" | "pod"] => zone.namespace(namespace).then(Vec::new),
         [address, namespace, "pod"] => {
@@ -210,7 +252,9 @@ fn data(zone: &dyn Zone, labels: &[&str], kind: RecordType) -> Option<Vec<RData>
             let found = ports(zone, namespace, service, &port[1..], &protocol[1..])?;
             Some(if kind == RecordType::SRV { found } else { Vec::new() })
         }
-        [protocol, service, namespace, "svc"] if protocol.starts_with('_') => zone.service(namespace, service).map(|_| Vec::new()),
+        [protocol, service, namespace, "svc"] if protocol.starts_with('_') => {
+            zone.service(namespace, service).map(|_| Vec::new())
+        }
         [host, service, namespace, "svc"] => {
             zone.service(namespace, service)?;
             let found: Vec<_> = zone
@@ -236,7 +280,8 @@ fn addresses(kind: RecordType, list: impl IntoIterator<Item = Ipv4Addr>) -> Vec<
 
 fn ports(zone: &dyn Zone, namespace: &str, service: &str, port: &str, protocol: &str) -> Option<Vec<RData>> {
     let suffix = format!("{service}.{namespace}.svc.{DOMAIN}.");
-    let matches = |candidate: &(String, String, u16)| candidate.0 == port && candidate.1 == protocol && !port.is_empty();
+    let matches =
+        |candidate: &(String, String, u16)| candidate.0 == port && candidate.1 == protocol && !port.is_empty();
     let found: Vec<_> = match zone.service(namespace, service)? {
         Entry::Cluster { ports, .. } => ports
             .iter()
@@ -262,7 +307,9 @@ fn ports(zone: &dyn Zone, namespace: &str, service: &str, port: &str, protocol: 
 fn apex(kind: RecordType) -> Vec<RData> {
     match kind {
         RecordType::SOA => vec![soa().data],
-        RecordType::NS => Name::from_ascii(format!("ns.dns.{DOMAIN}.")).map(|name| vec![RData::NS(NS(name))]).unwrap_or_default(),
+        RecordType::NS => Name::from_ascii(format!("ns.dns.{DOMAIN}."))
+            .map(|name| vec![RData::NS(NS(name))])
+            .unwrap_or_default(),
         _ => Vec::new(),
     }
 }
@@ -282,7 +329,10 @@ fn reverse(zone: &dyn Zone, name: &Name, octets: [Option<u8>; 4], kind: RecordTy
     if kind != RecordType::PTR {
         return Answer::Empty(soa());
     }
-    let names = hosts.into_iter().take(MAX_RECORDS).filter_map(|host| Name::from_ascii(format!("{host}.svc.{DOMAIN}.")).ok());
+    let names = hosts
+        .into_iter()
+        .take(MAX_RECORDS)
+        .filter_map(|host| Name::from_ascii(format!("{host}.svc.{DOMAIN}.")).ok());
     Answer::Records(names.map(|target| record(name, TTL, RData::PTR(PTR(target)))).collect())
 }
 
@@ -300,4 +350,3 @@ fn soa() -> Record {
     );
     record(&name(format!("{DOMAIN}.")), TTL, RData::SOA(data))
 }
-

@@ -14,12 +14,19 @@ struct Fixture {
 
 impl Zone for Fixture {
     fn service(&self, namespace: &str, name: &str) -> Option<Entry> {
-        let found = self.services.iter().find(|(key, _)| key.0 == namespace && key.1 == name);
+        let found = self
+            .services
+            .iter()
+            .find(|(key, _)| key.0 == namespace && key.1 == name);
         found.map(|(_, entry)| entry.clone())
     }
 
     fn endpoints(&self, _namespace: &str, name: &str) -> Vec<Target> {
-        if name == "db" { self.endpoints.clone() } else { Vec::new() }
+        if name == "db" {
+            self.endpoints.clone()
+        } else {
+            Vec::new()
+        }
     }
 
     fn namespace(&self, name: &str) -> bool {
@@ -27,7 +34,11 @@ impl Zone for Fixture {
     }
 
     fn reverse(&self, address: Ipv4Addr) -> Vec<String> {
-        if address == Ipv4Addr::new(10, 96, 0, 5) { vec!["customers.default".to_owned()] } else { Vec::new() }
+        if address == Ipv4Addr::new(10, 96, 0, 5) {
+            vec!["customers.default".to_owned()]
+        } else {
+            Vec::new()
+        }
     }
 }
 
@@ -49,7 +60,10 @@ fn zone() -> Fixture {
                 },
             ),
             (("default", "db"), Entry::Headless(targets.clone())),
-            (("default", "alias"), Entry::External("customers.default.svc.cluster.local".to_owned())),
+            (
+                ("default", "alias"),
+                Entry::External("customers.default.svc.cluster.local".to_owned()),
+            ),
             (("default", "outside"), Entry::External("www.example.com".to_owned())),
         ]),
         endpoints: targets,
@@ -59,7 +73,11 @@ fn zone() -> Fixture {
 fn ask_zone(name: &str, kind: RecordType) -> String {
     let name = Name::from_ascii(name).expect("a name");
     match records::answer(&zone(), &name, kind) {
-        Answer::Records(records) => records.iter().map(|record| record.data.to_string()).collect::<Vec<_>>().join(" "),
+        Answer::Records(records) => records
+            .iter()
+            .map(|record| record.data.to_string())
+            .collect::<Vec<_>>()
+            .join(" "),
         Answer::Empty(_) => "empty".to_owned(),
         Answer::NoSuchName(_) => "nxdomain".to_owned(),
         Answer::NotOurs => "not ours".to_owned(),
@@ -78,8 +96,16 @@ fn names_of_the_cluster() {
         ("db-3.db.default.svc.cluster.local.", RecordType::A, "10.244.0.3"),
         ("10-244-0-3.db.default.svc.cluster.local.", RecordType::A, "10.244.0.3"),
         ("db-9.db.default.svc.cluster.local.", RecordType::A, "nxdomain"),
-        ("_http._tcp.customers.default.svc.cluster.local.", RecordType::SRV, "0 100 80 customers.default.svc.cluster.local."),
-        ("_http._udp.customers.default.svc.cluster.local.", RecordType::SRV, "nxdomain"),
+        (
+            "_http._tcp.customers.default.svc.cluster.local.",
+            RecordType::SRV,
+            "0 100 80 customers.default.svc.cluster.local.",
+        ),
+        (
+            "_http._udp.customers.default.svc.cluster.local.",
+            RecordType::SRV,
+            "nxdomain",
+        ),
         (
             "_sql._tcp.db.default.svc.cluster.local.",
             RecordType::SRV,
@@ -89,7 +115,11 @@ fn names_of_the_cluster() {
         ("10-244-0-9.missing.pod.cluster.local.", RecordType::A, "nxdomain"),
         ("default.svc.cluster.local.", RecordType::A, "empty"),
         ("cluster.local.", RecordType::A, "empty"),
-        ("5.0.96.10.in-addr.arpa.", RecordType::PTR, "customers.default.svc.cluster.local."),
+        (
+            "5.0.96.10.in-addr.arpa.",
+            RecordType::PTR,
+            "customers.default.svc.cluster.local.",
+        ),
         ("9.0.96.10.in-addr.arpa.", RecordType::PTR, "nxdomain"),
         ("8.8.8.8.in-addr.arpa.", RecordType::PTR, "not ours"),
         ("www.example.com.", RecordType::A, "not ours"),
@@ -107,7 +137,10 @@ async fn start(upstreams: Vec<SocketAddr>) -> (SocketAddr, CancellationToken) {
         let probe = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let listen = probe.local_addr().expect("bound");
         drop(probe);
-        let config = Config { listen, upstreams: upstreams.clone() };
+        let config = Config {
+            listen,
+            upstreams: upstreams.clone(),
+        };
         if serve(Arc::new(zone()), config, stop.clone()).await.is_ok() {
             return (listen, stop);
         }
@@ -162,14 +195,17 @@ async fn garbage_is_ignored_and_the_server_lives_on() {
     for junk in [&b""[..], b"x", &[0xff; 40], &[0; 12]] {
         socket.send_to(junk, server).await.expect("sends");
     }
-    let answer = ask(server, &query("customers.default.svc.cluster.local.", RecordType::A)).await.expect("an answer");
+    let answer = ask(server, &query("customers.default.svc.cluster.local.", RecordType::A))
+        .await
+        .expect("an answer");
     assert_eq!(answer.answers.len(), 1);
     stop.cancel();
 }
 
 #[test]
 fn resolv_conf_is_read_without_loopback_servers() {
-    let text = "# comment\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\nsearch x\n nameserver 192.0.2.2\n";
+    let text =
+        "# comment\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\nsearch x\n nameserver 192.0.2.2\n";
     let found: Vec<_> = parse_resolv_conf(text).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["192.0.2.1:53", "192.0.2.2:53"]);
 }

@@ -110,7 +110,10 @@ struct Port {
     name: String,
 }
 
-fn ports(service: &Service, host_port: impl Fn(&k8s_openapi::api::core::v1::ServicePort) -> Option<i32>) -> BTreeSet<Port> {
+fn ports(
+    service: &Service,
+    host_port: impl Fn(&k8s_openapi::api::core::v1::ServicePort) -> Option<i32>,
+) -> BTreeSet<Port> {
     let listed = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     listed
         .filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")))
@@ -127,7 +130,10 @@ impl Balancer {
     async fn reconcile(self: &Arc<Self>, key: &Key) -> Result<Option<Duration>, controllers::Error> {
         let service = self.informers.services.get(key);
         let service = service.filter(|service| service.metadata.deletion_timestamp.is_none());
-        let kind = service.as_ref().and_then(|service| service.spec.as_ref()?.type_.clone()).unwrap_or_default();
+        let kind = service
+            .as_ref()
+            .and_then(|service| service.spec.as_ref()?.type_.clone())
+            .unwrap_or_default();
         let Some(service) = service.filter(|_| matches!(kind.as_str(), "LoadBalancer" | "NodePort")) else {
             if let Some(open) = self.lock().remove(key) {
                 for token in open.listeners.into_values() {
@@ -150,7 +156,9 @@ impl Balancer {
             .iter()
             .map(|port| (SocketAddrV4::new(Ipv4Addr::LOCALHOST, port.host), port.name.clone()))
             .collect();
-        self.close_others(key, |address| address.ip() != &Ipv4Addr::LOCALHOST || addresses.iter().any(|(a, _)| a == address));
+        self.close_others(key, |address| {
+            address.ip() != &Ipv4Addr::LOCALHOST || addresses.iter().any(|(a, _)| a == address)
+        });
         for (address, name) in addresses {
             if self.is_open(key, address) {
                 continue;
@@ -159,14 +167,21 @@ impl Balancer {
                 Ok(listener) => self.accept(key, address, name, listener),
                 // Another cluster or program of the host has it; the port still works inside the cluster.
                 Err(error) => {
-                    let message = format!("node port {} cannot be opened on the host's {address}: {error}", address.port());
+                    let message = format!(
+                        "node port {} cannot be opened on the host's {address}: {error}",
+                        address.port()
+                    );
                     self.events.warning(service, "NodePortUnavailable", &message);
                 }
             }
         }
     }
 
-    async fn load_balancer(self: &Arc<Self>, key: &Key, service: &Service) -> Result<Option<Duration>, controllers::Error> {
+    async fn load_balancer(
+        self: &Arc<Self>,
+        key: &Key,
+        service: &Service,
+    ) -> Result<Option<Duration>, controllers::Error> {
         let wanted = ports(service, |port| Some(port.port));
         if wanted.is_empty() {
             return Ok(None);
@@ -174,7 +189,18 @@ impl Balancer {
         let published = service
             .status
             .iter()
-            .filter_map(|status| status.load_balancer.as_ref()?.ingress.as_ref()?.first()?.ip.as_deref()?.parse().ok())
+            .filter_map(|status| {
+                status
+                    .load_balancer
+                    .as_ref()?
+                    .ingress
+                    .as_ref()?
+                    .first()?
+                    .ip
+                    .as_deref()?
+                    .parse()
+                    .ok()
+            })
             .next();
         let asked = service
             .spec
@@ -183,7 +209,9 @@ impl Balancer {
             .filter(Ipv4Addr::is_loopback);
         let held = self.lock().get(key).and_then(|open| open.address);
         let first = asked.or(held).or(published);
-        let candidates = first.into_iter().chain((0..CANDIDATES).map(|attempt| candidate(&self.seed, key, attempt)));
+        let candidates = first
+            .into_iter()
+            .chain((0..CANDIDATES).map(|attempt| candidate(&self.seed, key, attempt)));
         let mut last_error = None;
         for address in candidates {
             match self.bind_all(key, address, &wanted).await {
@@ -224,7 +252,8 @@ impl Balancer {
             }
         }
         self.close_others(key, |open| {
-            open.ip() == &Ipv4Addr::LOCALHOST || (open.ip() == &address && wanted.iter().any(|port| port.host == open.port()))
+            open.ip() == &Ipv4Addr::LOCALHOST
+                || (open.ip() == &address && wanted.iter().any(|port| port.host == open.port()))
         });
         for (socket, name, listener) in fresh {
             self.accept(key, socket, name, listener);
@@ -241,11 +270,17 @@ impl Balancer {
         }
         let patch = json!({"status": {"loadBalancer": {"ingress": [{"ip": address.to_string(), "ipMode": "Proxy"}]}}});
         let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
-        let written = api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        let written = api
+            .patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
         if let Some(service) = controllers::ignore_not_found(written)? {
             self.informers.services.observe(&service);
         }
-        self.events.normal(service, "EnsuredLoadBalancer", &format!("listening on the host's {address}"));
+        self.events.normal(
+            service,
+            "EnsuredLoadBalancer",
+            &format!("listening on the host's {address}"),
+        );
         Ok(())
     }
 
@@ -254,7 +289,9 @@ impl Balancer {
     }
 
     fn is_open(&self, key: &Key, address: SocketAddrV4) -> bool {
-        self.lock().get(key).is_some_and(|open| open.listeners.contains_key(&address))
+        self.lock()
+            .get(key)
+            .is_some_and(|open| open.listeners.contains_key(&address))
     }
 
     fn close_others(&self, key: &Key, keep: impl Fn(&SocketAddrV4) -> bool) {
@@ -270,7 +307,10 @@ impl Balancer {
     }
 
     fn accept(self: &Arc<Self>, key: &Key, address: SocketAddrV4, name: String, listener: std::net::TcpListener) {
-        let listener = match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
+        let listener = match listener
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(listener))
+        {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%address, %error, "a host listener cannot be used");
@@ -278,7 +318,11 @@ impl Balancer {
             }
         };
         let token = self.stop.child_token();
-        self.lock().entry(key.clone()).or_default().listeners.insert(address, token.clone());
+        self.lock()
+            .entry(key.clone())
+            .or_default()
+            .listeners
+            .insert(address, token.clone());
         tokio::spawn(self.clone().serve(key.clone(), name, listener, token));
     }
 
@@ -323,7 +367,9 @@ impl Balancer {
 
     /// A connection to a ready pod; if one refuses (it may just be leaving), the next.
     async fn connect(&self, key: &Key, name: &str) -> Option<TcpStream> {
-        let slices = self.informers.slices.select(&key.namespace, |slice| slice.labels().get(SERVICE_NAME) == Some(&key.name));
+        let slices = self.informers.slices.select(&key.namespace, |slice| {
+            slice.labels().get(SERVICE_NAME) == Some(&key.name)
+        });
         let backends = plan::backends(&slices.iter().collect::<Vec<_>>(), name, Protocol::Tcp);
         let mut backends: Vec<_> = backends.into_iter().collect();
         let start = rand::random_range(0..backends.len().max(1));
@@ -352,7 +398,10 @@ mod tests {
         assert_ne!(first, candidate("other", &key, 0));
         for attempt in 0..1000 {
             let address = candidate("mantlet", &key, attempt);
-            assert!(address.is_loopback() && (64..128).contains(&address.octets()[1]), "{address}");
+            assert!(
+                address.is_loopback() && (64..128).contains(&address.octets()[1]),
+                "{address}"
+            );
         }
     }
 }

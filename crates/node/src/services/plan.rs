@@ -72,7 +72,8 @@ pub fn backends(slices: &[&Arc<EndpointSlice>], name: &str, protocol: Protocol) 
     let mut leaving = BTreeSet::new();
     for slice in slices {
         let port = slice.ports.iter().flatten().find(|port| {
-            port.name.as_deref().unwrap_or_default() == name && Protocol::parse(port.protocol.as_deref()) == Some(protocol)
+            port.name.as_deref().unwrap_or_default() == name
+                && Protocol::parse(port.protocol.as_deref()) == Some(protocol)
         });
         let Some(port) = port.and_then(|port| u16::try_from(port.port?).ok()) else {
             continue;
@@ -118,7 +119,8 @@ pub fn collect(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Vec<
         let key = (service.namespace().unwrap_or_default(), service.name_any());
         let slices = by_service.get(&key).map(Vec::as_slice).unwrap_or_default();
         for port in spec.ports.iter().flatten() {
-            let (Some(protocol), Ok(number)) = (Protocol::parse(port.protocol.as_deref()), u16::try_from(port.port)) else {
+            let (Some(protocol), Ok(number)) = (Protocol::parse(port.protocol.as_deref()), u16::try_from(port.port))
+            else {
                 continue;
             };
             let name = port.name.clone().unwrap_or_default();
@@ -129,7 +131,10 @@ pub fn collect(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Vec<
                 protocol,
                 addresses: addresses.iter().copied().collect(),
                 port: number,
-                node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0),
+                node_port: port
+                    .node_port
+                    .and_then(|port| u16::try_from(port).ok())
+                    .filter(|port| *port > 0),
                 sticky: spec.session_affinity.as_deref() == Some("ClientIP"),
             });
         }
@@ -245,16 +250,38 @@ mod tests {
 
     fn example() -> String {
         let services = [
-            service("web", json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80, "nodePort": 30080}]})),
+            service(
+                "web",
+                json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80, "nodePort": 30080}]}),
+            ),
             service("one", json!({"clusterIP": "10.96.0.6", "ports": [{"port": 81}]})),
             service("none", json!({"clusterIP": "10.96.0.7", "ports": [{"port": 82}]})),
             service("headless", json!({"clusterIP": "None", "ports": [{"port": 83}]})),
-            service("sticky", json!({"clusterIP": "10.96.0.8", "sessionAffinity": "ClientIP", "ports": [{"port": 84}]})),
+            service(
+                "sticky",
+                json!({"clusterIP": "10.96.0.8", "sessionAffinity": "ClientIP", "ports": [{"port": 84}]}),
+            ),
         ];
         let slices = [
-            slice("web", 8080, &[("10.244.0.2", true, true, false), ("10.244.0.3", true, true, false), ("10.244.0.4", false, true, true)]),
-            slice("one", 8081, &[("10.244.0.5", false, true, true), ("10.244.0.6", false, false, false)]),
-            slice("sticky", 8084, &[("10.244.0.7", true, true, false), ("10.244.0.8", true, true, false)]),
+            slice(
+                "web",
+                8080,
+                &[
+                    ("10.244.0.2", true, true, false),
+                    ("10.244.0.3", true, true, false),
+                    ("10.244.0.4", false, true, true),
+                ],
+            ),
+            slice(
+                "one",
+                8081,
+                &[("10.244.0.5", false, true, true), ("10.244.0.6", false, false, false)],
+            ),
+            slice(
+                "sticky",
+                8084,
+                &[("10.244.0.7", true, true, false), ("10.244.0.8", true, true, false)],
+            ),
         ];
         render(&collect(&services, &slices))
     }
@@ -275,9 +302,18 @@ mod tests {
                 .spawn()
                 .expect("unshare (package util-linux) and nft (package nftables) are needed");
             let twice = format!("{rules}{rules}");
-            child.stdin.take().expect("piped").write_all(twice.as_bytes()).expect("nft reads");
+            child
+                .stdin
+                .take()
+                .expect("piped")
+                .write_all(twice.as_bytes())
+                .expect("nft reads");
             let output = child.wait_with_output().expect("nft ends");
-            assert!(output.status.success(), "{}\n{rules}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{}\n{rules}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     }
 }

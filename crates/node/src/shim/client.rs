@@ -195,6 +195,15 @@ impl Shim {
         }
     }
 
+    /// A TCP connection to a port on the pod's loopback address.
+    ///
+    /// # Errors
+    /// [`ShimError::Refused`] with the reason when nothing listens there.
+    pub async fn connect(&self, port: u16) -> Result<OwnedFd, ShimError> {
+        let socket = self.call(Call::Connect { port }, &[]).await?;
+        socket.ok_or_else(|| ShimError::Io(io::Error::other("the shim sent no socket")))
+    }
+
     /// Signals a container or session.
     ///
     /// # Errors

@@ -31,6 +31,11 @@ pub enum Call {
     /// Run a command in a running container. Descriptors: with `tty` none (the answer brings the terminal), else three
     /// for standard input, output and error.
     Exec(Box<ExecSpec>),
+    /// Connect to a port of the pod's loopback address; the answer brings the socket.
+    Connect {
+        /// TCP port.
+        port: u16,
+    },
     /// Send a signal.
     Signal {
         /// A container or exec id.

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use mantlet_net::fdpass::{self, FrameReader, Read};
 use mantlet_net::process::{self, Exit, Fork};
@@ -232,6 +234,17 @@ impl Server {
         let result = match request.call {
             Call::Network { address } => {
                 podnet::configure_pod(address).map_err(|error| StartError::Setup(error.to_string()))
+            }
+            Call::Connect { port } => {
+                // Loopback answers at once, so waiting for it does not hold up the loop.
+                let address = std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                match std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
+                    Ok(stream) => {
+                        let socket = OwnedFd::from(stream);
+                        return send(&self.control, &Message::Reply { id, result: Ok(()) }, Some(&socket));
+                    }
+                    Err(error) => Err(StartError::Setup(format!("dial tcp4 {address}: {error}"))),
+                }
             }
             Call::Signal { id, signal, all } => self.signal(&id, signal, all),
             Call::Start(spec) => match self.start_container(id, *spec, fds) {
