@@ -25,3 +25,6 @@ pub use encode::{Dialect, Options};
 pub use envoy_types::pb::envoy::config::core::v3::Node;
 pub use envoy_types::pb::google::protobuf::Any;
 pub use resources::{ResourceSet, ResourceType};
+
+#[cfg(test)]
+mod tests;

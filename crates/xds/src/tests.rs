@@ -1,0 +1,122 @@
+//! Laws of the conversions, over values of the whole model.
+
+mod authz;
+mod generate;
+mod strict;
+
+use mantlet_model::authz::canonical_filter;
+use mantlet_model::listener::{FilterChain, Filters};
+use mantlet_model::secret::{KeyBytes, Secret, SecretValue};
+use mantlet_model::{Listener, RouteTable};
+use proptest::prelude::*;
+
+use crate::encode::{Dialect, Options};
+use crate::{decode, encode};
+
+fn istio() -> Options<'static> {
+    Options::new(Dialect::Istio)
+}
+
+/// The spelling that comes back from the wire: authorization canonical, everything else as it was.
+fn canonical(mut listener: Listener) -> Listener {
+    let chain = |chain: &mut FilterChain| {
+        let authz = match &mut chain.filters {
+            Filters::Http(http) => &mut http.authz,
+            Filters::Tcp(tcp) => &mut tcp.authz,
+        };
+        for filter in authz {
+            *filter = canonical_filter(filter);
+        }
+    };
+    listener.chains.iter_mut().for_each(chain);
+    listener.default_chain.iter_mut().for_each(chain);
+    listener
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn listeners_come_back(listener in generate::listener()) {
+        let any = encode::listener(&listener, &istio());
+        prop_assert_eq!(decode::listener(&any).unwrap(), canonical(listener));
+    }
+
+    #[test]
+    fn route_tables_come_back(table in generate::route_table()) {
+        let back: RouteTable = decode::route_table(&encode::route_table(&table, &istio())).unwrap();
+        prop_assert_eq!(back, table);
+    }
+
+    #[test]
+    fn clusters_come_back(cluster in generate::cluster()) {
+        prop_assert_eq!(decode::cluster(&encode::cluster(&cluster, &istio())).unwrap(), cluster);
+    }
+
+    #[test]
+    fn endpoints_come_back(endpoints in generate::endpoints()) {
+        prop_assert_eq!(decode::endpoints(&encode::endpoints(&endpoints, &istio())).unwrap(), endpoints);
+    }
+
+    #[test]
+    fn secrets_come_back(name in "[a-z/:-]{1,20}", a in any::<Vec<u8>>(), b in any::<Vec<u8>>(), kind in 0..3) {
+        let value = match kind {
+            0 => SecretValue::KeyPair { chain: a, key: KeyBytes::new(b) },
+            1 => SecretValue::TrustBundle(a),
+            _ => SecretValue::Jwks(a),
+        };
+        let secret = Secret { name, value };
+        prop_assert!(decode::secret(&encode::secret(&secret)).unwrap() == secret);
+    }
+
+    /// Whatever bytes a peer sends, decoding ends with a value or an error.
+    #[test]
+    fn decoding_never_panics(bytes in any::<Vec<u8>>()) {
+        for kind in crate::ResourceType::ALL {
+            let any = crate::Any { type_url: kind.url().into(), value: bytes.clone() };
+            let _ = (decode::listener_and_keys(&any), decode::route_table(&any), decode::cluster(&any));
+            let _ = (decode::endpoints(&any), decode::secret(&any));
+        }
+    }
+}
+
+#[test]
+fn inlined_keys_come_back_as_secrets() {
+    use mantlet_model::http::{JwtAuthn, JwtProvider};
+    let provider = |name: &str, jwks: &str| JwtProvider {
+        name: name.into(),
+        issuer: "https://issuer".into(),
+        audiences: vec![],
+        jwks: jwks.into(),
+        from_headers: vec![("authorization".into(), "Bearer ".into())],
+        from_params: vec![],
+        from_cookies: vec![],
+        forward: false,
+        payload_header: None,
+        claim_headers: vec![],
+    };
+    let mut listener = generate::sample(generate::listener_with_http());
+    let jwt = JwtAuthn {
+        providers: vec![provider("origins-0", "jwks/a"), provider("origins-1", "jwks/b")],
+    };
+    let Filters::Http(http) = &mut listener.chains[0].filters else {
+        panic!("HTTP chain expected");
+    };
+    http.jwt = Some(jwt);
+    let keys = std::collections::BTreeMap::from([("jwks/a".to_string(), b"{\"keys\":[]}".to_vec())]);
+    let options = Options {
+        dialect: Dialect::Istio,
+        jwks: Some(&keys),
+    };
+    let any = encode::listener(&listener, &options);
+    assert!(decode::listener(&any).is_err(), "keys must not get lost");
+    let (back, secrets) = decode::listener_and_keys(&any).unwrap();
+    let Filters::Http(http) = &back.chains[0].filters else {
+        panic!("HTTP chain expected");
+    };
+    let providers = &http.jwt.as_ref().unwrap().providers;
+    assert_eq!(secrets.len(), 1);
+    assert_eq!(providers[0].jwks, secrets[0].name);
+    assert!(secrets[0].value == SecretValue::Jwks(b"{\"keys\":[]}".to_vec()));
+    assert_eq!(providers[1].jwks, "jwks/b");
+}
