@@ -1,4 +1,12 @@
-//! Mantlet control.
+//! The control plane: Kubernetes objects in, xDS, certificates and admission answers out.
+//!
+//! `mantletd` runs [`server::start`]; tests run it in process. The ways: [`discovery`] (watch → translate → push), [`ca`] and
+//! [`auth`] (who is who), [`webhook`] (admission), [`debug`] (what is going on). It keeps no state but the objects.
 
 pub mod auth;
 pub mod ca;
+pub mod debug;
+pub mod discovery;
+pub mod options;
+pub mod server;
+pub mod webhook;

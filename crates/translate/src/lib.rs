@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod destination_rule;
 pub mod endpoint;
 pub mod gateway;
+pub mod inject;
 pub mod mesh;
 pub mod node;
 pub mod peer_authentication;

@@ -1,0 +1,262 @@
+//! What every connected proxy was sent, accepted and refused: the data of `proxy-status`, `wait` and `config_dump`.
+//!
+//! Written by the hub (pushes) and by the streams (events), read by the debug endpoints. One short lock, no I/O under it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mantlet_model::query::{ProxyStatus, SyncState};
+use mantlet_translate::node::ProxyNode;
+use mantlet_xds::ResourceType;
+use mantlet_xds::server::StreamEvent;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::metrics::{PilotMetrics, StreamGuard};
+
+/// Messages of refusals that are kept per proxy.
+const MAX_ERRORS: usize = 5;
+/// Characters of a refusal that are shown.
+const MAX_ERROR_TEXT: usize = 2000;
+
+/// Number of a stream, unique in a process.
+pub type StreamId = u64;
+
+/// The board.
+#[derive(Clone)]
+pub struct Board {
+    inner: Arc<Mutex<BTreeMap<StreamId, Row>>>,
+    metrics: PilotMetrics,
+    identifier: Arc<str>,
+}
+
+struct Row {
+    node: Arc<ProxyNode>,
+    connected: OffsetDateTime,
+    /// Revision of the world that the last computed configuration is of.
+    computed: u64,
+    /// Revision that the proxy runs, as far as it has told.
+    acked: u64,
+    /// When it told so.
+    acked_at: Option<OffsetDateTime>,
+    /// When the last push was queued.
+    pushed_at: Option<OffsetDateTime>,
+    types: BTreeMap<ResourceType, TypeState>,
+    errors: Vec<String>,
+    _stream: StreamGuard,
+}
+
+#[derive(Default)]
+struct TypeState {
+    subscribed: bool,
+    /// A push changed this type and the stream has not sent it yet.
+    waiting: bool,
+    /// Nonce on its way.
+    sent: Option<String>,
+    refused: bool,
+    answered: bool,
+}
+
+/// Where a proxy stands, in numbers.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Distribution {
+    /// `pod.namespace`.
+    pub proxy: String,
+    /// Revision of its last computed configuration.
+    pub computed: u64,
+    /// Revision that it runs.
+    pub acked: u64,
+    /// When the last push was queued, RFC 3339.
+    pub pushed_at: Option<String>,
+    /// When it was accepted, RFC 3339.
+    pub acked_at: Option<String>,
+    /// When the stream was opened, RFC 3339.
+    pub connected_at: String,
+}
+
+impl Board {
+    /// An empty board of the control plane of this name.
+    pub fn new(metrics: PilotMetrics, identifier: &str) -> Board {
+        Board {
+            inner: Arc::default(),
+            metrics,
+            identifier: identifier.into(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<StreamId, Row>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream was admitted.
+    pub fn opened(&self, id: StreamId, node: Arc<ProxyNode>) {
+        let row = Row {
+            _stream: self.metrics.stream(&node.version),
+            node,
+            connected: OffsetDateTime::now_utc(),
+            computed: 0,
+            acked: 0,
+            acked_at: None,
+            pushed_at: None,
+            types: BTreeMap::new(),
+            errors: Vec::new(),
+        };
+        self.lock().insert(id, row);
+    }
+
+    /// A stream ended.
+    pub fn closed(&self, id: StreamId) {
+        self.lock().remove(&id);
+        self.count_refusals();
+    }
+
+    /// The hub computed the configuration of a revision; `changed` are types that the stream has to send.
+    pub fn computed(&self, id: StreamId, revision: u64, changed: &BTreeSet<ResourceType>) {
+        let mut rows = self.lock();
+        let Some(row) = rows.get_mut(&id) else { return };
+        row.computed = revision;
+        if !changed.is_empty() {
+            row.pushed_at = Some(OffsetDateTime::now_utc());
+        }
+        for kind in changed {
+            let state = row.types.entry(*kind).or_default();
+            state.waiting = state.subscribed;
+        }
+        row.settle();
+    }
+
+    /// An event of a stream.
+    pub fn event(&self, id: StreamId, event: StreamEvent) {
+        let mut rows = self.lock();
+        let Some(row) = rows.get_mut(&id) else { return };
+        match event {
+            StreamEvent::Subscribed { kind } => {
+                row.types.entry(kind).or_default().subscribed = true;
+            }
+            StreamEvent::Sent { kind, nonce, .. } => {
+                let state = row.types.entry(kind).or_default();
+                state.waiting = false;
+                state.sent = Some(nonce);
+                self.metrics.pushed(kind);
+            }
+            StreamEvent::Acked { kind, nonce } => {
+                let state = row.types.entry(kind).or_default();
+                if state.sent.as_ref() == Some(&nonce) {
+                    state.sent = None;
+                }
+                state.refused = false;
+                state.answered = true;
+                row.settle();
+            }
+            StreamEvent::Nacked { kind, nonce, message } => {
+                let state = row.types.entry(kind).or_default();
+                if state.sent.as_ref() == Some(&nonce) {
+                    state.sent = None;
+                }
+                state.refused = true;
+                state.answered = true;
+                let text: String = message.chars().take(MAX_ERROR_TEXT).collect();
+                tracing::warn!(target: "ads", "{}: ACK ERROR {} {text}", kind.short(), row.node.display_name());
+                row.errors.push(format!("{}: {text}", kind.short()));
+                if row.errors.len() > MAX_ERRORS {
+                    row.errors.remove(0);
+                }
+                self.metrics.rejected(kind);
+            }
+            StreamEvent::UnknownType { url } => {
+                tracing::debug!(target: "ads", "{} asks for unknown type {url}", row.node.display_name());
+            }
+            StreamEvent::Closed => {}
+        }
+        drop(rows);
+        self.count_refusals();
+    }
+
+    fn count_refusals(&self) {
+        let rows = self.lock();
+        for kind in ResourceType::ALL {
+            let refusing = rows
+                .values()
+                .filter(|r| r.types.get(&kind).is_some_and(|t| t.refused))
+                .count();
+            self.metrics.refusing(kind, refusing);
+        }
+    }
+
+    /// Rows of `proxy-status`, sorted by proxy.
+    pub fn rows(&self) -> Vec<ProxyStatus> {
+        let rows = self.lock();
+        let mut out: Vec<ProxyStatus> = rows
+            .values()
+            .map(|row| {
+                let state = |kind| row.types.get(&kind).map_or(SyncState::NotSent, TypeState::shown);
+                ProxyStatus {
+                    proxy: row.node.display_name(),
+                    cluster: row.node.cluster.clone(),
+                    cds: state(ResourceType::Cluster),
+                    lds: state(ResourceType::Listener),
+                    eds: state(ResourceType::Endpoints),
+                    rds: state(ResourceType::Routes),
+                    ecds: SyncState::NotSent,
+                    istiod: self.identifier.to_string(),
+                    version: row.node.version.clone(),
+                    errors: row.errors.clone(),
+                }
+            })
+            .collect();
+        out.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        out
+    }
+
+    /// Where every proxy stands, sorted by proxy.
+    pub fn distribution(&self) -> Vec<Distribution> {
+        let text = |t: OffsetDateTime| {
+            t.format(&time::format_description::well_known::Rfc3339)
+                .unwrap_or_default()
+        };
+        let rows = self.lock();
+        let mut out: Vec<Distribution> = rows
+            .values()
+            .map(|row| Distribution {
+                proxy: row.node.display_name(),
+                computed: row.computed,
+                acked: row.acked,
+                pushed_at: row.pushed_at.map(text),
+                acked_at: row.acked_at.map(text),
+                connected_at: text(row.connected),
+            })
+            .collect();
+        out.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        out
+    }
+}
+
+impl Row {
+    /// When nothing is on its way and nothing was refused, the proxy runs what was computed last.
+    fn settle(&mut self) {
+        let quiet = self
+            .types
+            .values()
+            .all(|t| !t.waiting && t.sent.is_none() && !t.refused);
+        let started = self.types.get(&ResourceType::Listener).is_some_and(|t| t.answered);
+        if quiet && started && self.acked < self.computed {
+            self.acked = self.computed;
+            self.acked_at = Some(OffsetDateTime::now_utc());
+        }
+    }
+}
+
+impl TypeState {
+    fn shown(&self) -> SyncState {
+        if self.waiting || self.sent.is_some() {
+            SyncState::Stale
+        } else if self.refused {
+            SyncState::Error
+        } else if self.answered {
+            SyncState::Synced
+        } else {
+            SyncState::NotSent
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Watches of the API server, turned into changes of the world.
+//!
+//! Every kind is listed and watched; readiness waits for the first complete list of each. After a lost watch the list is
+//! compared with what is known, so that deletions meanwhile are not missed. A kind that the API server does not know
+//! (its CRD is not installed) counts as empty and is asked for again.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, Resource, ResourceExt};
+use mantlet_api::MeshConfig;
+use mantlet_runtime::{Readiness, ReadyTask};
+use mantlet_translate::mesh::Mesh;
+use mantlet_translate::world::{Effect, Kind, World};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::hub::Hub;
+use super::metrics::PilotMetrics;
+use super::status::StatusJob;
+
+/// What the watches need.
+#[derive(Clone)]
+pub struct Watches {
+    /// Client with the control plane's own account.
+    pub client: Client,
+    /// Where changes go.
+    pub hub: Hub,
+    /// Counts changes.
+    pub metrics: PilotMetrics,
+    /// Gets a condition per kind.
+    pub readiness: Readiness,
+    /// Told of policies whose status must be looked at.
+    pub status: mpsc::UnboundedSender<StatusJob>,
+    /// Namespace of the control plane.
+    pub namespace: String,
+    /// Name of the mesh ConfigMap (`istio`, or `istio-<revision>`).
+    pub mesh_configmap: String,
+    /// What the mesh configuration does not say: cluster id, cluster domain, namespace.
+    pub base: Mesh,
+}
+
+impl Watches {
+    /// Starts all watches; they end when the set is dropped.
+    pub fn start(self) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        let all = watcher::Config::default;
+        let client = &self.client;
+
+        tasks.spawn(self.clone().follow(
+            Api::<Service>::all(client.clone()),
+            all(),
+            "services",
+            |service: &Service, _: &Watches| {
+                let service = service.clone();
+                Box::new(move |w: &mut World| w.set_service(&service))
+            },
+            |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_service(&ns, &name)),
+            |_, _| (),
+        ));
+        tasks.spawn(self.clone().follow(
+            Api::<EndpointSlice>::all(client.clone()),
+            all(),
+            "endpointslices",
+            |slice: &EndpointSlice, _: &Watches| {
+                let slice = slice.clone();
+                Box::new(move |w: &mut World| w.set_slice(&slice))
+            },
+            |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_slice(&ns, &name)),
+            |_, _| (),
+        ));
+        tasks.spawn(self.clone().follow(
+            Api::<Pod>::all(client.clone()),
+            all(),
+            "pods",
+            |pod: &Pod, _: &Watches| {
+                let pod = pod.clone();
+                Box::new(move |w: &mut World| w.set_pod(&pod))
+            },
+            |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_pod(&ns, &name)),
+            |_, _| (),
+        ));
+        let mesh_only = all().fields(&format!("metadata.name={}", self.mesh_configmap));
+        tasks.spawn(self.clone().follow(
+            Api::<ConfigMap>::namespaced(client.clone(), &self.namespace),
+            mesh_only,
+            "mesh config",
+            |map: &ConfigMap, watches: &Watches| match read_mesh(map, &watches.base) {
+                Ok(mesh) => Box::new(move |w: &mut World| w.set_mesh(mesh)),
+                Err(reason) => {
+                    tracing::error!(target: "config", "mesh configuration is kept as it was: {reason}");
+                    Box::new(|_: &mut World| Effect::default())
+                }
+            },
+            |_, _, watches: &Watches| {
+                let mesh = watches.base.clone();
+                Box::new(move |w: &mut World| w.set_mesh(mesh))
+            },
+            |_, _| (),
+        ));
+        for kind in Kind::ALL {
+            let (group, version, plural) = kind.resource();
+            let resource =
+                ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), plural);
+            let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+            tasks.spawn(self.clone().follow(
+                api,
+                all(),
+                plural,
+                move |object: &DynamicObject, _: &Watches| match serde_json::to_value(object) {
+                    Ok(value) => Box::new(move |w: &mut World| w.set_config(kind, &value)),
+                    Err(error) => {
+                        tracing::error!(target: "config", "{}: {error}", kind.name());
+                        Box::new(|_: &mut World| Effect::default())
+                    }
+                },
+                move |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_config(kind, &ns, &name)),
+                move |object: &DynamicObject, watches: &Watches| {
+                    if matches!(kind, Kind::AuthorizationPolicy | Kind::VirtualService) {
+                        // Without a status writer nobody is told.
+                        let _ = watches.status.send(StatusJob::look(kind, object));
+                    }
+                },
+            ));
+        }
+        tasks
+    }
+
+    async fn follow<K>(
+        self,
+        api: Api<K>,
+        config: watcher::Config,
+        what: &'static str,
+        set: impl Fn(&K, &Watches) -> Box<dyn FnOnce(&mut World) -> Effect + Send> + Send,
+        remove: impl Fn(String, String, &Watches) -> Box<dyn FnOnce(&mut World) -> Effect + Send> + Send,
+        then: impl Fn(&K, &Watches) + Send,
+    ) where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let mut pending: Option<ReadyTask> = Some(self.readiness.register(format!("watch of {what}")));
+        let mut known: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut listed: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut events = watcher(api, config).default_backoff().boxed();
+        let key = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitApply(object)) => {
+                    listed.insert(key(&object));
+                    self.hub.change(set(&object, &self));
+                    then(&object, &self);
+                }
+                Ok(Event::InitDone) => {
+                    for (namespace, name) in known.difference(&listed) {
+                        self.hub.change(remove(namespace.clone(), name.clone(), &self));
+                    }
+                    known = std::mem::take(&mut listed);
+                    self.synced(&mut pending).await;
+                }
+                Ok(Event::Apply(object)) => {
+                    self.metrics.inbound_updates.with(&[what]).inc();
+                    known.insert(key(&object));
+                    self.hub.change(set(&object, &self));
+                    then(&object, &self);
+                }
+                Ok(Event::Delete(object)) => {
+                    self.metrics.inbound_updates.with(&[what]).inc();
+                    let (namespace, name) = key(&object);
+                    known.remove(&(namespace.clone(), name.clone()));
+                    self.hub.change(remove(namespace, name, &self));
+                }
+                Err(error) => {
+                    if is_unknown_kind(&error) {
+                        tracing::debug!(target: "kube", "{what}: the API server does not know them");
+                        self.synced(&mut pending).await;
+                    } else {
+                        tracing::warn!(target: "kube", "watching {what}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ready once the hub has taken over what was listed.
+    async fn synced(&self, pending: &mut Option<ReadyTask>) {
+        if let Some(task) = pending.take()
+            && self.hub.ask(|_| ()).await.is_some()
+        {
+            task.done();
+        }
+    }
+}
+
+/// The resource is not served: its CRD is absent.
+fn is_unknown_kind(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        watcher::Error::WatchError(status) => status.code == 404,
+        _ => false,
+    }
+}
+
+/// Reads the mesh ConfigMap over what the control plane knows itself.
+pub(crate) fn read_mesh(map: &ConfigMap, base: &Mesh) -> Result<Mesh, String> {
+    let text = map
+        .data
+        .as_ref()
+        .and_then(|d| d.get(mantlet_api::mesh_config::CONFIG_KEY))
+        .map(String::as_str)
+        .unwrap_or_default();
+    let (config, findings) = MeshConfig::read(text).map_err(|e| e.to_string())?;
+    for finding in findings {
+        tracing::warn!(target: "config", "mesh configuration: {finding}");
+    }
+    let mut mesh = Mesh::from_config(&config);
+    mesh.cluster.clone_from(&base.cluster);
+    mesh.domain.clone_from(&base.domain);
+    Ok(mesh)
+}
