@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use mantlet_identity::PeerCertificate;
 use mantlet_model::listener::{ConnectionFacts, Transport};
 use mantlet_net::sockopt::reset_on_close;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::StartHandshake;
 
@@ -301,6 +302,15 @@ async fn read_hello(worker: &Rc<Worker>, tcp: &mut TcpStream, seen: &BytesMut) -
     }
 }
 
+/// Ends a connection so that the peer can still read the alert: a close with bytes unread would be a reset, which
+/// throws the alert away.
+async fn linger(mut tcp: TcpStream) {
+    let _ = tcp.shutdown().await;
+    let mut rest = [0u8; 1024];
+    let drain = async { while tcp.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+    let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+}
+
 type Secured = (Stream, Option<Peer>, Option<String>, Option<TlsFacts>);
 
 async fn handshake(
@@ -328,9 +338,12 @@ async fn handshake(
         .map(|id| id.as_str().to_string());
     let config = tls.for_client(start.client_hello().alpn());
     let limit = worker.shared.tuning.handshake_timeout;
-    let stream = match tokio::time::timeout(limit, start.into_stream(config)).await {
+    let stream = match tokio::time::timeout(limit, start.into_stream(config).into_fallible()).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(crate::upstream::connect::tls_reason(&error)),
+        Ok(Err((error, tcp))) => {
+            tokio::task::spawn_local(linger(tcp));
+            return Err(crate::upstream::connect::tls_reason(&error));
+        }
         Err(_) => return Err("handshake timeout".to_string()),
     };
     let connection = stream.get_ref().1;

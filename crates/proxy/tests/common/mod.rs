@@ -1,6 +1,6 @@
 //! Proxies in this process with hand-made configuration: what `mesh.rs` and its neighbours share.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test program uses its part")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
