@@ -1,8 +1,13 @@
 //! Route tables: virtual hosts, matches and actions.
 //!
-//! [`RouteTable::select`] is the one route decision; the proxy calls it per request with the normalised path.
+//! [`CompiledRoutes::select`] is the one route decision: the proxy compiles each table once and asks per request, with
+//! the normalised path; `explain` and tests ask [`RouteTable::select`], which compiles on the way.
 
 use serde::{Deserialize, Serialize};
+
+pub use compiled::CompiledRoutes;
+
+mod compiled;
 
 /// A route table (`RouteConfiguration`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -236,6 +236,8 @@ fn matches(model: &RouteMatch) -> ProtoMatch {
             .map(|header| HeaderMatcher {
                 name: header.name.clone(),
                 invert_match: header.invert,
+                // Else Envoy lets an inverted condition on an absent header fail.
+                treat_missing_header_as_empty: header.invert && header.value.is_some(),
                 header_match_specifier: Some(match &header.value {
                     None => HeaderMatchSpecifier::PresentMatch(true),
                     Some(value) => HeaderMatchSpecifier::StringMatch(strings::encode(&string(value), false)),
@@ -297,6 +299,7 @@ pub(crate) fn take_matches(mut proto: ProtoMatch) -> Result<RouteMatch> {
 
 fn take_header_match(mut proto: HeaderMatcher) -> Result<HeaderMatch> {
     let mut invert = std::mem::take(&mut proto.invert_match);
+    let missing_is_empty = std::mem::take(&mut proto.treat_missing_header_as_empty);
     let value = match require(&mut proto.header_match_specifier, "header_match_specifier")? {
         HeaderMatchSpecifier::PresentMatch(present) => {
             invert ^= !present;
@@ -308,6 +311,11 @@ fn take_header_match(mut proto: HeaderMatcher) -> Result<HeaderMatch> {
         HeaderMatchSpecifier::SafeRegexMatch(r) => Some(StringMatch::Regex(strings::take_regex(r)?)),
         _ => return fault("header_match_specifier", "not supported"),
     };
+    expect(
+        missing_is_empty == (invert && value.is_some()),
+        "treat_missing_header_as_empty",
+        "only supported together with invert_match, and required there",
+    )?;
     let model = HeaderMatch {
         name: std::mem::take(&mut proto.name),
         value,
