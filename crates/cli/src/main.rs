@@ -4,6 +4,7 @@
 //! here; each command lives in its own module and returns data.
 
 mod cluster;
+mod lab;
 mod inspect;
 
 use std::io::Write;
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Run an embedded Kubernetes cluster on this machine
     Cluster(cluster::Args),
+    /// Run walk-throughs as tests
+    Lab(lab::Args),
     /// Retrieve the synchronization status of each proxy in the mesh
     #[command(visible_alias = "ps")]
     ProxyStatus(inspect::proxy_status::Args),
@@ -65,7 +68,9 @@ fn main() -> ExitCode {
         match word.as_str() {
             cluster::broker::SUBCOMMAND => return cluster::broker::main(rest),
             cluster::process::SUBCOMMAND => return cluster::process::main(rest),
+            lab::terminal::SUBCOMMAND => return lab::terminal::child_main(),
             mantlet_node::sandbox::SUBCOMMAND => return mantlet_node::sandbox::sandbox_main(rest),
+            mantlet_node::shim::SUBCOMMAND => return mantlet_node::shim::shim_main(rest),
             _ => {}
         }
     }
@@ -86,6 +91,10 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
     match cli.command {
         Command::Cluster(args) => {
             let answer = cluster::run(args)?;
+            Ok(Printed { text: answer.text, code: answer.code })
+        }
+        Command::Lab(args) => {
+            let answer = lab::run(args)?;
             Ok(Printed { text: answer.text, code: answer.code })
         }
         Command::ProxyStatus(args) => inspect::ask(async |mesh| inspect::proxy_status::run(&mesh.client, &args).await).map(Printed::from),

@@ -174,7 +174,9 @@ fn describe_service(world: &World, service: &MeshService, pod: Option<&Workload>
         let name = if port.name.is_empty() { "unnamed" } else { &port.name };
         let _ = writeln!(out, "   Port: {name} {}/{} {shown}", port.number, protocol(port.protocol));
     }
-    let client = destination_rule::Client { namespace: &service.namespace, ..destination_rule::Client::default() };
+    let no_labels = std::collections::BTreeMap::new();
+    let labels = pod.map_or(&no_labels, |p| &p.labels);
+    let client = destination_rule::Client { namespace: &service.namespace, labels };
     for rule in world.destination_rules(&service.namespace) {
         let host = destination_rule::expand_host(&rule.spec.host, &rule.meta.namespace, &world.mesh().domain);
         if destination_rule::specificity(&host, &service.host).is_none() {

@@ -12,6 +12,8 @@ mod target;
 
 use std::fmt;
 
+use anyhow::Context;
+
 /// A table with a header, printed with columns three spaces apart, as istioctl does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
@@ -58,6 +60,28 @@ impl fmt::Display for Table {
         }
         Ok(())
     }
+}
+
+/// The cluster of the current kubeconfig context.
+pub struct Mesh {
+    /// Client of its API.
+    pub client: kube::Client,
+    /// Namespace of the context.
+    pub namespace: String,
+}
+
+/// Connects to the current context and asks a question.
+///
+/// # Errors
+/// No usable kubeconfig, or the question's own error.
+pub fn ask(question: impl AsyncFnOnce(&Mesh) -> anyhow::Result<String>) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(async {
+        let config = kube::Config::infer().await.context("reading the kubeconfig; start a cluster with `mantlet cluster up`")?;
+        let namespace = config.default_namespace.clone();
+        let client = kube::Client::try_from(config).context("building a client from the kubeconfig")?;
+        question(&Mesh { client, namespace }).await
+    })
 }
 
 /// How an answer is printed.

@@ -34,11 +34,11 @@ async fn pod_of(client: &Client, namespace: &str, kind: &str, name: &str) -> Res
         }
         "deploy" | "deployment" | "deployments" => {
             let object: Deployment = Api::namespaced(client.clone(), namespace).get(name).await?;
-            object.spec.and_then(|s| s.selector.match_labels)
+            object.spec.selector.match_labels
         }
         "sts" | "statefulset" | "statefulsets" => {
             let object: StatefulSet = Api::namespaced(client.clone(), namespace).get(name).await?;
-            object.spec.and_then(|s| s.selector.match_labels)
+            object.spec.selector.match_labels
         }
         "svc" | "service" | "services" => {
             let object: Service = Api::namespaced(client.clone(), namespace).get(name).await?;
