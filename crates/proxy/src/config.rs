@@ -12,7 +12,7 @@ use mantlet_model::cluster::{Cluster, Discovery};
 use mantlet_model::endpoint::Endpoint;
 use mantlet_model::http::{HttpManager, RouteSource};
 use mantlet_model::listener::{ConnectionFacts, FilterChain, Filters, Listener, TcpManager};
-use mantlet_model::route::{RouteAction, RouteTable};
+use mantlet_model::route::{CompiledRoutes, RouteAction, RouteTable};
 use mantlet_model::snapshot::ProxySnapshot;
 
 /// Why a snapshot is refused.
@@ -85,10 +85,7 @@ pub struct Chain {
 }
 
 /// A route table.
-pub struct Routes {
-    /// The value.
-    pub model: Arc<RouteTable>,
-}
+pub type Routes = CompiledRoutes;
 
 /// A cluster with its endpoints.
 pub struct CompiledCluster {
@@ -111,9 +108,7 @@ impl Config {
             ..Config::default()
         };
         for (name, table) in &snapshot.routes {
-            config
-                .routes
-                .insert(name.clone(), Arc::new(Routes::compile(table.clone())?));
+            config.routes.insert(name.clone(), routes(table.clone())?);
         }
         let mut sockets: HashMap<SocketAddr, &str> = HashMap::new();
         for (name, listener) in &snapshot.listeners {
@@ -192,7 +187,7 @@ impl Chain {
         let (filters, inline) = match &model.filters {
             Filters::Http(http) => {
                 let inline = match &http.routes {
-                    RouteSource::Inline(table) => Some(Arc::new(Routes::compile(Arc::new((**table).clone()))?)),
+                    RouteSource::Inline(table) => Some(routes(Arc::new((**table).clone()))?),
                     RouteSource::Named(_) => None,
                 };
                 (&http.authz, inline)
@@ -224,20 +219,18 @@ impl Chain {
     }
 }
 
-impl Routes {
-    fn compile(model: Arc<RouteTable>) -> Result<Self, CompileError> {
-        for route in model.hosts.iter().flat_map(|h| &h.routes) {
-            if let RouteAction::Forward(forward) = &route.action
-                && forward.clusters.iter().map(|(_, w)| u64::from(*w)).sum::<u64>() == 0
-            {
-                return Err(CompileError::NoCluster {
-                    table: model.name.clone(),
-                    route: route.name.clone(),
-                });
-            }
+fn routes(model: Arc<RouteTable>) -> Result<Arc<Routes>, CompileError> {
+    for route in model.hosts.iter().flat_map(|h| &h.routes) {
+        if let RouteAction::Forward(forward) = &route.action
+            && forward.clusters.iter().map(|(_, w)| u64::from(*w)).sum::<u64>() == 0
+        {
+            return Err(CompileError::NoCluster {
+                table: model.name.clone(),
+                route: route.name.clone(),
+            });
         }
-        Ok(Routes { model })
     }
+    Ok(Arc::new(CompiledRoutes::new(model)))
 }
 
 impl CompiledCluster {

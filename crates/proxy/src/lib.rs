@@ -13,7 +13,6 @@ pub mod connection;
 pub mod http;
 pub mod path;
 pub mod process;
-pub mod routing;
 pub mod secrets;
 pub mod settings;
 pub mod sniff;
