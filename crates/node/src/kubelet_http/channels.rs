@@ -2,7 +2,7 @@
 //!
 //! The first byte of each binary message is the channel. Version 5 adds the closing of one channel (255, channel).
 
-use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::{CloseFrame, Message, WebSocketUpgrade, close_code};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -34,6 +34,11 @@ pub(super) fn frame(channel: u8, data: &[u8]) -> Bytes {
     out.push(channel);
     out.extend_from_slice(data);
     out.into()
+}
+
+/// The normal end. kubectl takes a close without a code (1005) for an error.
+pub(super) fn close() -> Message {
+    Message::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }))
 }
 
 /// How a command ended, as `kubectl exec` wants to hear it.

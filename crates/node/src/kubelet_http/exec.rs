@@ -178,7 +178,7 @@ async fn run_exec(mut socket: WebSocket, shim: Shim, container: String, id: Stri
             let _ = socket
                 .send(Message::Binary(frame(STATUS, status.to_string().as_bytes())))
                 .await;
-            let _ = socket.send(Message::Close(None)).await;
+            let _ = socket.send(channels::close()).await;
             return;
         }
     };
@@ -293,7 +293,7 @@ async fn pump(socket: WebSocket, streams: Streams, code: impl Future<Output = Op
     let _ = sink
         .send(Message::Binary(frame(STATUS, status.to_string().as_bytes())))
         .await;
-    let _ = sink.send(Message::Close(None)).await;
+    let _ = sink.send(channels::close()).await;
     // The client closes in turn; leaving at once could cut off what is still on its way.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), async {
         if client_open {
@@ -434,7 +434,7 @@ async fn run_attach(socket: WebSocket, pod: Arc<PodHandle>, container: String, l
                 None => {
                     let status = channels::exit_status(0);
                     let _ = sink.send(Message::Binary(frame(STATUS, status.to_string().as_bytes()))).await;
-                    let _ = sink.send(Message::Close(None)).await;
+                    let _ = sink.send(channels::close()).await;
                     break;
                 }
             },

@@ -82,7 +82,7 @@ async fn run(socket: WebSocket, shim: Shim, ports: Vec<u16>) {
             message = frames.recv() => match message {
                 Some(message) => if sink.send(message).await.is_err() { break },
                 None => {
-                    let _ = sink.send(Message::Close(None)).await;
+                    let _ = sink.send(channels::close()).await;
                     break;
                 }
             },
