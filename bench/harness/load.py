@@ -1,0 +1,67 @@
+"""The load generators and what is read from their output."""
+
+import os
+import re
+import subprocess
+
+UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+
+
+class Load:
+    def __init__(self, sent, rps, p50_ms, p99_ms, errors):
+        self.sent, self.rps, self.p50_ms, self.p99_ms, self.errors = sent, rps, p50_ms, p99_ms, errors
+
+
+def _milliseconds(text):
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()
+    return float(number) * UNITS[unit]
+
+
+def _output(args):
+    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(args)}:\n{done.stdout}")
+    return done.stdout
+
+
+def wrk(namespace, url, seconds, connections, close=False):
+    args = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s"]
+    if close:
+        args += ["-H", "Connection: close"]
+    text = _output(namespace.command(*args, url))
+    total = int(re.search(r"(\d+) requests in", text).group(1))
+    p50 = _milliseconds(re.search(r"50%\s+(\S+)", text).group(1))
+    p99 = _milliseconds(re.search(r"99%\s+(\S+)", text).group(1))
+    rps = float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
+    errors = 0
+    sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
+    if sockets:
+        counts = [int(n) for n in sockets.groups()]
+        # With `Connection: close` wrk counts the announced end of each connection as a read error.
+        errors += counts[0] + counts[2] + counts[3] + (0 if close else counts[1])
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    if refused:
+        errors += int(refused.group(1))
+    return Load(total, rps, p50, p99, errors)
+
+
+def h2load(namespace, url, seconds, clients, streams, work):
+    log = os.path.join(work, "h2load.tsv")
+    if os.path.exists(log):
+        os.remove(log)
+    text = _output(namespace.command(
+        "h2load", "-t1", f"-c{clients}", f"-m{streams}", f"-D{seconds}", f"--log-file={log}", url))
+    done = re.search(r"requests: (\d+) total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored", text)
+    total, succeeded = int(done.group(1)), int(done.group(3))
+    codes = re.search(r"status codes: (\d+) 2xx", text)
+    times = []
+    with open(log) as lines:
+        for line in lines:
+            fields = line.split("\t")
+            if len(fields) >= 3 and fields[1] == "200":
+                times.append(int(fields[2]))
+    times.sort()
+    at = lambda q: times[min(len(times) - 1, int(q * len(times)))] / 1000 if times else 0.0
+    # Streams that are cut by the end of the run are not errors.
+    bad = max(0, total - succeeded - clients * streams) + max(0, succeeded - int(codes.group(1)))
+    return Load(succeeded, succeeded / seconds, at(0.50), at(0.99), bad)
