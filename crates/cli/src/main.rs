@@ -6,6 +6,7 @@
 mod cluster;
 mod lab;
 mod inspect;
+mod install;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,6 +27,16 @@ enum Command {
     Cluster(cluster::Args),
     /// Run walk-throughs as tests
     Lab(lab::Args),
+    /// Apply an Istio manifest, installing or reconfiguring Istio on a cluster
+    Install(Box<install::InstallArgs>),
+    /// Uninstall Istio from a cluster
+    Uninstall(Box<install::UninstallArgs>),
+    /// Commands related to Istio manifests
+    Manifest(Box<install::ManifestArgs>),
+    /// Inject sidecar into Kubernetes pod resources
+    KubeInject(Box<install::KubeInjectArgs>),
+    /// Print version information
+    Version(install::VersionArgs),
     /// Retrieve the synchronization status of each proxy in the mesh
     #[command(visible_alias = "ps")]
     ProxyStatus(inspect::proxy_status::Args),
@@ -58,6 +69,12 @@ struct Printed {
 impl From<String> for Printed {
     fn from(text: String) -> Printed {
         Printed { text, code: 0 }
+    }
+}
+
+impl From<install::Outcome> for Printed {
+    fn from(outcome: install::Outcome) -> Printed {
+        Printed { text: outcome.text, code: outcome.code }
     }
 }
 
@@ -97,6 +114,17 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
             let answer = lab::run(args)?;
             Ok(Printed { text: answer.text, code: answer.code })
         }
+        Command::Install(args) => install::block_on(async {
+            install::run_install(&args, &mut std::io::stdin().lock(), &mut std::io::stdout()).await
+        })
+        .map(Printed::from),
+        Command::Uninstall(args) => install::block_on(async {
+            install::run_uninstall(&args, &mut std::io::stdin().lock(), &mut std::io::stdout()).await
+        })
+        .map(Printed::from),
+        Command::Manifest(args) => install::run_manifest(&args).map(Printed::from),
+        Command::KubeInject(args) => install::block_on(install::run_kube_inject(&args)).map(Printed::from),
+        Command::Version(args) => install::block_on(install::run_version(&args)).map(Printed::from),
         Command::ProxyStatus(args) => inspect::ask(async |mesh| inspect::proxy_status::run(&mesh.client, &args).await).map(Printed::from),
         Command::ProxyConfig(args) => {
             inspect::ask(async |mesh| inspect::proxy_config::run(&mesh.client, &mesh.namespace, &args).await)

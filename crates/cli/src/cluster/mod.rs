@@ -22,7 +22,7 @@ mod up;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 pub use paths::{DEFAULT_NAME, Paths};
 
@@ -131,4 +131,15 @@ pub fn run(args: Args) -> Result<Answer> {
             up::add_image(&Paths::of(&which.name)?, &image, &rootfs)
         }
     }
+}
+
+/// Process id of the sandbox of the running cluster behind a kubeconfig context.
+///
+/// # Errors
+/// The context is not one of ours, or its cluster does not run.
+pub fn sandbox_pid(context: &str) -> Result<u32> {
+    let name = if context == DEFAULT_NAME { Some(DEFAULT_NAME) } else { context.strip_prefix("mantlet-") };
+    let name = name.with_context(|| format!("context {context:?} is not an embedded cluster"))?;
+    let status = control::status(&Paths::of(name)?)?;
+    Ok(status.with_context(|| format!("cluster {name:?} does not run"))?.sandbox_pid)
 }

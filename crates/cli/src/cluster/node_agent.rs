@@ -1,30 +1,38 @@
 //! Starts the node agent inside the cluster process. Called by `process` only.
 
-use anyhow::Result;
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Client};
+use anyhow::{Context, Result};
+use kube::Client;
+use mantlet_node::kubelet::{self, NodeConfig};
 use mantlet_node::services::Handle;
-use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::paths::Paths;
-use super::pki::Pki;
 
 /// The running agent.
-pub(super) struct Agent;
-
-impl Agent {
-    /// Resolves once every pod is stopped.
-    pub(super) async fn stopped(self) {}
+pub(super) struct Agent {
+    task: JoinHandle<()>,
 }
 
-pub(super) async fn start(_paths: &Paths, client: Client, _services: Handle, _pki: &Pki, _stop: CancellationToken) -> Result<Agent> {
-    let nodes: Api<Node> = Api::all(client);
-    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "mantlet"}});
-    nodes.patch("mantlet", &PatchParams::apply("mantlet").force(), &Patch::Apply(&node)).await?;
-    let status = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "mantlet"}, "status": {"conditions": [
-        {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}]}});
-    nodes.patch_status("mantlet", &PatchParams::default(), &Patch::Merge(&status)).await?;
-    Ok(Agent)
+impl Agent {
+    /// Resolves once the agent has ended.
+    pub(super) async fn stopped(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the node agent ended");
+        }
+    }
+}
+
+/// Starts it; when it cannot go on, the cluster process ends.
+pub(super) fn start(paths: &Paths, client: Client, services: Handle, stop: CancellationToken) -> Result<Agent> {
+    let program = std::env::current_exe().context("the running program")?;
+    let mut config = NodeConfig::new(client, paths.dir.clone(), program);
+    config.services = Some(services);
+    let task = tokio::spawn(async move {
+        if let Err(error) = kubelet::run(config, stop.clone()).await {
+            tracing::error!(%error, "the node agent ended");
+            stop.cancel();
+        }
+    });
+    Ok(Agent { task })
 }

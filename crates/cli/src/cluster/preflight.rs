@@ -22,13 +22,12 @@ pub fn check() -> Result<()> {
         if find(program).is_none() {
             problems.push(format!("the program {program} is missing"));
             if !packages.contains(package) {
-                packages.push(package);
+                packages.push(*package);
             }
         }
     }
     if !packages.is_empty() {
-        let list: Vec<&str> = packages.iter().map(|package| **package).collect();
-        commands.push(format!("apt-get install -y {}", list.join(" ")));
+        commands.push(format!("apt-get install -y {}", packages.join(" ")));
     }
     if number("/proc/sys/user/max_user_namespaces") == Some(0) {
         problems.push("user namespaces are switched off".to_owned());

@@ -196,10 +196,11 @@ async fn serve(channel: Arc<Channel>, start: Start) -> Result<()> {
         stop.clone(),
     ));
     publish_dns(&client("system:kube-controller-manager")).await.context("publishing the name server")?;
-    let agent = super::node_agent::start(&paths, client("system:node:mantlet"), handle, &pki, stop.clone()).await?;
+    let agent = super::node_agent::start(&paths, client("system:node:mantlet"), handle, stop.clone())?;
 
+    let node_client = client("system:node:mantlet");
     tokio::select! {
-        ready = node_ready(&client("system:node:mantlet")) => ready?,
+        ready = node_ready(&node_client) => ready?,
         () = stop.cancelled() => return Ok(()),
     }
     channel.send(&ToBroker::Ready).context("telling the broker")?;
