@@ -53,6 +53,9 @@ pub struct NodeConfig {
     pub cluster_domain: String,
     /// Address and port of the Service `kubernetes`, normally 10.96.0.1:443.
     pub kubernetes_service: (Ipv4Addr, u16),
+    /// The rules of service addresses, when they are kept in this process: a pod that ends waits until they no longer
+    /// lead to it.
+    pub services: Option<crate::services::Handle>,
 }
 
 impl NodeConfig {
@@ -70,6 +73,7 @@ impl NodeConfig {
             dns_server: Ipv4Addr::new(10, 96, 0, 10),
             cluster_domain: "cluster.local".into(),
             kubernetes_service: (Ipv4Addr::new(10, 96, 0, 1), 443),
+            services: None,
         }
     }
 }
@@ -195,8 +199,14 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), Node
     }
     heartbeat.abort();
     endpoint.abort();
-    for worker in workers.values() {
+    for (_, worker) in workers.drain() {
         worker.task.abort();
+        // Cancelled, which is what was asked for.
+        let _ = worker.task.await;
+    }
+    // Whoever still holds a pod's handle (an open exec session) must not keep its shim.
+    for handle in shared.pods.write().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, handle)| handle) {
+        *handle.shim.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
     Ok(())
 }

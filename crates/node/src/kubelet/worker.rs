@@ -68,6 +68,13 @@ impl Runtime {
     }
 }
 
+/// With the worker its probes end, for they hold the pod's shim.
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.stop_watching();
+    }
+}
+
 /// Result of a post-start hook: container id.
 type HookResult = (String, Result<(), String>);
 
@@ -304,7 +311,7 @@ impl Worker {
     fn on_exit(&mut self, index: usize, exit: Exit) {
         let restart_all = self.policy == "Always";
         let on_failure = self.policy != "Never";
-        let terminating = self.state.terminating;
+        let ending = self.state.terminating || self.over();
         let runtime = &mut self.run[index];
         runtime.stop_watching();
         runtime.kill_at = None;
@@ -335,7 +342,7 @@ impl Worker {
             live.input = None;
         }
         self.handle.changed.notify_waiters();
-        let again = !terminating
+        let again = !ending
             && match container.role {
                 Role::Sidecar => true,
                 Role::Init => exit.code != 0 && on_failure,

@@ -120,15 +120,15 @@ impl Worker {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        // The controller may have been faster than the first look; then the pod has a status but no slice shows it.
-        let serves = self
-            .pod
-            .metadata
-            .labels
-            .as_ref()
-            .is_some_and(|labels| !labels.is_empty())
-            && self.conditions.iter().any(|c| c.type_ == "Ready");
-        if was_there || (serves && !limit.is_zero() && self.listens()) {
+        if let (Some(services), Some(address)) = (&self.shared.config.services, self.state.address) {
+            let left = until.saturating_duration_since(Instant::now());
+            if !services.wait_until_unused(address, left).await {
+                tracing::warn!(uid = self.uid, "service rules still lead to a pod that ends");
+            }
+        }
+        // The controller may have been faster than the first look: then nothing shows that the pod was offered.
+        let served = self.conditions.iter().any(|c| c.type_ == "Ready") && self.listens();
+        if was_there || served {
             tokio::time::sleep(ENDPOINTS_SETTLE.min(limit)).await;
         }
     }
