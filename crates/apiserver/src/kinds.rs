@@ -92,7 +92,14 @@ fn table() -> &'static Table {
             g,
             k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition
         );
-        let definitions = g.take_definitions(true);
+        let mut definitions = g.take_definitions(true);
+        // A schema may hold any JSON (defaults, enums); lists of schemas are not structural, so `items` is one schema.
+        let package = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
+        for any in ["JSON", "JSONSchemaPropsOrBool", "JSONSchemaPropsOrStringArray"] {
+            definitions.insert(format!("{package}.{any}"), json!({}));
+        }
+        let one = json!({"$ref": format!("#/$defs/{package}.JSONSchemaProps")});
+        definitions.insert(format!("{package}.JSONSchemaPropsOrArray"), one);
         debug_assert!(
             definitions.contains_key(OBJECT_META),
             "schema names follow the Kubernetes definitions"

@@ -36,6 +36,28 @@ pub(crate) fn index(registry: &Registry) -> Value {
     json!({"paths": paths})
 }
 
+/// Media type in which kubectl asks for OpenAPI v2.
+pub(crate) const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// `/openapi/v2`: a document without paths or definitions. kubectl asks for it only where v3 has no answer (a kind that nobody
+/// serves) and then needs to learn "unknown", not "broken".
+pub(crate) fn v2(protobuf: bool) -> Vec<u8> {
+    let (title, version) = ("Kubernetes", crate::GIT_VERSION);
+    if !protobuf {
+        return json!({"swagger": "2.0", "info": {"title": title, "version": version}, "paths": {}})
+            .to_string()
+            .into();
+    }
+    // Document { swagger = 1, info = 2 { title = 1, version = 2 }, paths = 8 }; all texts are shorter than 128 bytes.
+    let text = |field: u8, bytes: &[u8]| {
+        let mut out = vec![field << 3 | 2, bytes.len() as u8];
+        out.extend_from_slice(bytes);
+        out
+    };
+    let info = [text(1, title.as_bytes()), text(2, version.as_bytes())].concat();
+    [text(1, b"2.0"), text(2, &info), text(8, b"")].concat()
+}
+
 /// `/openapi/v3/apis/G/V`.
 pub(crate) fn document(group: &str, version: &str, resources: &[std::sync::Arc<Resource>]) -> Value {
     let mut paths = Map::new();

@@ -116,7 +116,7 @@ pub(crate) fn decode(bytes: &[u8]) -> ApiResult<Value> {
 fn unknown_field(message: &DynamicMessage, path: &str) -> Option<String> {
     let ignored = |number: u32| match message.descriptor().name() {
         "ObjectMeta" => matches!(number, 4 | 17),
-        "PodSpec" => false,
+        "SelfSubjectReview" => number == 2,
         name => {
             number == 3
                 && !matches!(name, "Secret" | "ConfigMap")

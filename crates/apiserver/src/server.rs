@@ -332,6 +332,21 @@ impl ApiServer {
             }
             ["api", version] => self.group_version("", version),
             ["apis", group, version] => self.group_version(group, version),
+            ["openapi", "v2"] => {
+                let accept = parts
+                    .headers
+                    .get(header::ACCEPT)
+                    .and_then(|v| v.to_str().ok())
+                    .unwrap_or_default();
+                let protobuf = accept.contains(openapi::V2_PROTOBUF);
+                // The answer's type is spelt without the "@", which no media type may have.
+                let kind = if protobuf {
+                    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+                } else {
+                    "application/json"
+                };
+                Ok(respond(200, kind, openapi::v2(protobuf)))
+            }
             ["openapi", "v3"] => ok(openapi::index(&*self.registry()?)),
             ["openapi", "v3", "api", version] => self.openapi("", version, parts),
             ["openapi", "v3", "apis", group, version] => self.openapi(group, version, parts),

@@ -32,40 +32,101 @@ async fn everyday_commands() {
     assert!(version.contains("Server Version: v1.32"), "{version}");
 
     assert_eq!(c.ok(&["create", "ns", "shop"]).await, "namespace/shop created\n");
-    assert_eq!(c.ok(&["label", "ns", "shop", "istio-injection=enabled"]).await, "namespace/shop labeled\n");
+    assert_eq!(
+        c.ok(&["label", "ns", "shop", "istio-injection=enabled"]).await,
+        "namespace/shop labeled\n"
+    );
     let ns = c.ok(&["get", "ns", "-L", "istio-injection", "--no-headers"]).await;
-    assert!(ns.lines().any(|l| l.starts_with("shop") && l.contains("Active") && l.ends_with("enabled")), "{ns}");
-    assert_eq!(c.ok(&["create", "sa", "bob", "-n", "shop"]).await, "serviceaccount/bob created\n");
+    assert!(
+        ns.lines()
+            .any(|l| l.starts_with("shop") && l.contains("Active") && l.ends_with("enabled")),
+        "{ns}"
+    );
+    assert_eq!(
+        c.ok(&["create", "sa", "bob", "-n", "shop"]).await,
+        "serviceaccount/bob created\n"
+    );
     c.ok(&["create", "configmap", "cm", "--from-literal=a=b"]).await;
     c.ok(&["create", "secret", "generic", "s", "--from-literal=k=v"]).await;
     assert_eq!(c.ok(&["get", "secret", "s", "-o", "jsonpath={.data.k}"]).await, "dg==");
 
-    assert_eq!(c.ok_with(&["apply", "-f", "-"], DEPLOYMENT).await, "deployment.apps/web created\nservice/web created\n");
-    assert_eq!(c.ok_with(&["apply", "-f", "-"], DEPLOYMENT).await, "deployment.apps/web unchanged\nservice/web unchanged\n");
+    assert_eq!(
+        c.ok_with(&["apply", "-f", "-"], DEPLOYMENT).await,
+        "deployment.apps/web created\nservice/web created\n"
+    );
+    assert_eq!(
+        c.ok_with(&["apply", "-f", "-"], DEPLOYMENT).await,
+        "deployment.apps/web unchanged\nservice/web unchanged\n"
+    );
     let changed = DEPLOYMENT.replace("web:1", "web:2");
-    assert_eq!(c.ok_with(&["apply", "-f", "-"], &changed).await, "deployment.apps/web configured\nservice/web unchanged\n");
-    assert_eq!(c.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image} {.metadata.generation}"]).await, "web:2 2");
+    assert_eq!(
+        c.ok_with(&["apply", "-f", "-"], &changed).await,
+        "deployment.apps/web configured\nservice/web unchanged\n"
+    );
+    assert_eq!(
+        c.ok(&[
+            "get",
+            "deploy",
+            "web",
+            "-o",
+            "jsonpath={.spec.template.spec.containers[0].image} {.metadata.generation}"
+        ])
+        .await,
+        "web:2 2"
+    );
     let table = c.ok(&["get", "deploy,svc,cm", "-o", "wide"]).await;
-    for want in ["deployment.apps/web   0/2", "service/web", "ClusterIP", "80/TCP", "app=web", "configmap/cm"] {
+    for want in [
+        "deployment.apps/web   0/2",
+        "service/web",
+        "ClusterIP",
+        "80/TCP",
+        "app=web",
+        "configmap/cm",
+    ] {
         assert!(table.contains(want), "{want} not in\n{table}");
     }
     let all = c.ok(&["get", "all", "-A"]).await;
     assert!(all.contains("service/kubernetes") && all.contains("10.96.0.1"), "{all}");
-    assert_eq!(c.ok(&["get", "deploy", "-l", "app=web", "-o", "name"]).await, "deployment.apps/web\n");
+    assert_eq!(
+        c.ok(&["get", "deploy", "-l", "app=web", "-o", "name"]).await,
+        "deployment.apps/web\n"
+    );
     assert_eq!(c.ok(&["get", "deploy", "-l", "app!=web", "-o", "name"]).await, "");
 
     c.ok(&["scale", "deploy", "web", "--replicas=5"]).await;
-    assert_eq!(c.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas}"]).await, "5");
+    assert_eq!(
+        c.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas}"]).await,
+        "5"
+    );
     c.ok(&["annotate", "deploy", "web", "a=b"]).await;
     c.ok(&["set", "image", "deploy/web", "web=web:3"]).await;
     c.ok(&["rollout", "restart", "deploy", "web"]).await;
-    c.ok(&["patch", "deploy", "web", "--type=json", "-p", r#"[{"op":"replace","path":"/spec/replicas","value":1}]"#]).await;
-    c.ok(&["patch", "deploy", "web", "--type=merge", "-p", r#"{"spec":{"paused":true}}"#]).await;
+    c.ok(&[
+        "patch",
+        "deploy",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op":"replace","path":"/spec/replicas","value":1}]"#,
+    ])
+    .await;
+    c.ok(&[
+        "patch",
+        "deploy",
+        "web",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"paused":true}}"#,
+    ])
+    .await;
     c.ok(&["set", "env", "deploy/web", "K=V"]).await;
     let got = c.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas} {.spec.paused} {.spec.template.spec.containers[0].image} {.spec.template.spec.containers[0].env[0].value}"]).await;
     assert_eq!(got, "1 true web:3 V");
     let yaml = c.ok(&["get", "deploy", "web", "-o", "yaml"]).await;
-    assert_eq!(c.ok_with(&["replace", "-f", "-"], &yaml).await, "deployment.apps/web replaced\n");
+    assert_eq!(
+        c.ok_with(&["replace", "-f", "-"], &yaml).await,
+        "deployment.apps/web replaced\n"
+    );
     let diff = c.run_with(&["diff", "-f", "-"], DEPLOYMENT).await;
     assert_eq!(diff.status.code(), Some(1), "{}", String::from_utf8_lossy(&diff.stderr));
     let explained = c.ok(&["explain", "deploy.spec.replicas"]).await;
@@ -73,9 +134,20 @@ async fn everyday_commands() {
     assert!(c.ok(&["describe", "svc", "web"]).await.contains("Selector:"));
     assert!(c.ok(&["api-resources"]).await.contains("endpointslices"));
 
-    assert_eq!(c.ok(&["delete", "deploy", "web"]).await, "deployment.apps \"web\" deleted\n");
-    assert!(c.fails(&["get", "deploy", "web"], "").await.contains("Error from server (NotFound): deployments.apps \"web\" not found"));
-    assert_eq!(c.ok_with(&["delete", "-f", "-", "--ignore-not-found"], DEPLOYMENT).await, "service \"web\" deleted\n");
+    assert_eq!(
+        c.ok(&["delete", "deploy", "web"]).await,
+        "deployment.apps \"web\" deleted\n"
+    );
+    assert!(
+        c.fails(&["get", "deploy", "web"], "")
+            .await
+            .contains("Error from server (NotFound): deployments.apps \"web\" not found")
+    );
+    assert_eq!(
+        c.ok_with(&["delete", "-f", "-", "--ignore-not-found"], DEPLOYMENT)
+            .await,
+        "service \"web\" deleted\n"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,19 +155,40 @@ async fn what_is_wrong_is_said() {
     let c = Cluster::start().await;
     let unknown = DEPLOYMENT.replace("replicas: 2", "replicsa: 2");
     let e = c.fails(&["apply", "-f", "-"], &unknown).await;
-    assert!(e.contains("strict decoding error: unknown field \"spec.replicsa\""), "{e}");
+    assert!(
+        e.contains("strict decoding error: unknown field \"spec.replicsa\""),
+        "{e}"
+    );
     let e = c.fails(&["create", "ns", "Bad_Name"], "").await;
     assert!(e.contains("a lowercase RFC 1123 label must consist of"), "{e}");
     let e = c.fails(&["create", "cm", "x", "-n", "nowhere"], "").await;
     assert!(e.contains("namespaces \"nowhere\" not found"), "{e}");
-    let e = c.fails(&["apply", "-f", "-"], &DEPLOYMENT.replace("matchLabels: {app: web}", "matchLabels: {app: other}")).await;
+    let e = c
+        .fails(
+            &["apply", "-f", "-"],
+            &DEPLOYMENT.replace("matchLabels: {app: web}", "matchLabels: {app: other}"),
+        )
+        .await;
     assert!(e.contains("`selector` does not match template `labels`"), "{e}");
-    let e = c.fails(&["apply", "-f", "-"], &DEPLOYMENT.replace("replicas: 2", "replicas: two")).await;
+    let e = c
+        .fails(
+            &["apply", "-f", "-"],
+            &DEPLOYMENT.replace("replicas: 2", "replicas: two"),
+        )
+        .await;
     assert!(e.contains("cannot unmarshal string into Go struct field"), "{e}");
     c.ok(&["create", "ns", "twice"]).await;
     let e = c.fails(&["create", "ns", "twice"], "").await;
-    assert!(e.contains("Error from server (AlreadyExists): namespaces \"twice\" already exists"), "{e}");
-    let e = c.fails(&["apply", "-f", "-"], "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n").await;
+    assert!(
+        e.contains("Error from server (AlreadyExists): namespaces \"twice\" already exists"),
+        "{e}"
+    );
+    let e = c
+        .fails(
+            &["apply", "-f", "-"],
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n",
+        )
+        .await;
     assert!(e.contains("no matches for kind \"PeerAuthentication\""), "{e}");
 }
 
@@ -141,24 +234,68 @@ spec:
 async fn custom_resources() {
     let c = Cluster::start().await;
     c.ok_with(&["apply", "-f", "-"], CRD).await;
-    c.ok(&["wait", "--for=condition=Established", "crd/peerauthentications.security.istio.io", "--timeout=10s"]).await;
+    c.ok(&[
+        "wait",
+        "--for=condition=Established",
+        "crd/peerauthentications.security.istio.io",
+        "--timeout=10s",
+    ])
+    .await;
     let object = "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n";
-    assert_eq!(c.ok_with(&["apply", "-f", "-"], object).await, "peerauthentication.security.istio.io/default created\n");
-    assert_eq!(c.ok_with(&["apply", "-f", "-"], object).await, "peerauthentication.security.istio.io/default unchanged\n");
+    assert_eq!(
+        c.ok_with(&["apply", "-f", "-"], object).await,
+        "peerauthentication.security.istio.io/default created\n"
+    );
+    assert_eq!(
+        c.ok_with(&["apply", "-f", "-"], object).await,
+        "peerauthentication.security.istio.io/default unchanged\n"
+    );
     let permissive = object.replace("STRICT", "PERMISSIVE");
-    assert_eq!(c.ok_with(&["apply", "-f", "-"], &permissive).await, "peerauthentication.security.istio.io/default configured\n");
+    assert_eq!(
+        c.ok_with(&["apply", "-f", "-"], &permissive).await,
+        "peerauthentication.security.istio.io/default configured\n"
+    );
     let table = c.ok(&["get", "peerauthentication"]).await;
     let mut lines = table.lines();
-    assert_eq!(lines.next().unwrap().split_whitespace().collect::<Vec<_>>(), ["NAME", "MODE", "AGE"]);
-    assert_eq!(lines.next().unwrap().split_whitespace().collect::<Vec<_>>()[..2], ["default", "PERMISSIVE"]);
-    assert_eq!(c.ok(&["get", "pa", "default", "-o", "jsonpath={.apiVersion}"]).await, "security.istio.io/v1");
-    assert_eq!(c.ok(&["get", "istio-io", "-o", "name"]).await, "peerauthentication.security.istio.io/default\n");
-    let e = c.fails(&["apply", "-f", "-"], &object.replace("STRICT", "strict").replace("default", "x")).await;
+    assert_eq!(
+        lines.next().unwrap().split_whitespace().collect::<Vec<_>>(),
+        ["NAME", "MODE", "AGE"]
+    );
+    assert_eq!(
+        lines.next().unwrap().split_whitespace().collect::<Vec<_>>()[..2],
+        ["default", "PERMISSIVE"]
+    );
+    assert_eq!(
+        c.ok(&["get", "pa", "default", "-o", "jsonpath={.apiVersion}"]).await,
+        "security.istio.io/v1"
+    );
+    assert_eq!(
+        c.ok(&["get", "istio-io", "-o", "name"]).await,
+        "peerauthentication.security.istio.io/default\n"
+    );
+    let e = c
+        .fails(
+            &["apply", "-f", "-"],
+            &object.replace("STRICT", "strict").replace("default", "x"),
+        )
+        .await;
     assert!(e.contains("spec.mtls.mode: Unsupported value: \"strict\": supported values: \"DISABLE\", \"PERMISSIVE\", \"STRICT\", \"UNSET\""), "{e}");
-    let e = c.fails(&["apply", "-f", "-"], &object.replace("mtls:", "mtsl:").replace("default", "x")).await;
+    let e = c
+        .fails(
+            &["apply", "-f", "-"],
+            &object.replace("mtls:", "mtsl:").replace("default", "x"),
+        )
+        .await;
     assert!(e.contains("unknown field \"spec.mtsl\""), "{e}");
-    c.ok_with(&["apply", "--server-side", "-f", "-"], &object.replace("default", "ssa")).await;
-    assert_eq!(c.ok_with(&["delete", "-f", "-"], CRD).await, "customresourcedefinition.apiextensions.k8s.io \"peerauthentications.security.istio.io\" deleted\n");
+    c.ok_with(
+        &["apply", "--server-side", "-f", "-"],
+        &object.replace("default", "ssa"),
+    )
+    .await;
+    assert_eq!(
+        c.ok_with(&["delete", "-f", "-"], CRD).await,
+        "customresourcedefinition.apiextensions.k8s.io \"peerauthentications.security.istio.io\" deleted\n"
+    );
     let out = c.run_with(&["get", "pa"], "").await;
     assert!(!out.status.success());
 }
@@ -167,14 +304,38 @@ async fn custom_resources() {
 async fn server_side_apply_and_watch() {
     let c = Cluster::start().await;
     let cm = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {a: '1', b: '2'}\n";
-    c.ok_with(&["apply", "--server-side", "--field-manager=alice", "-f", "-"], cm).await;
-    let e = c.fails(&["apply", "--server-side", "--field-manager=bob", "-f", "-"], &cm.replace("'1'", "'9'")).await;
-    assert!(e.contains("Apply failed with 1 conflict: conflict with \"alice\": .data.a"), "{e}");
-    c.ok_with(&["apply", "--server-side", "--field-manager=bob", "--force-conflicts", "-f", "-"], &cm.replace("'1'", "'9'")).await;
+    c.ok_with(&["apply", "--server-side", "--field-manager=alice", "-f", "-"], cm)
+        .await;
+    let e = c
+        .fails(
+            &["apply", "--server-side", "--field-manager=bob", "-f", "-"],
+            &cm.replace("'1'", "'9'"),
+        )
+        .await;
+    assert!(
+        e.contains("Apply failed with 1 conflict: conflict with \"alice\": .data.a"),
+        "{e}"
+    );
+    c.ok_with(
+        &[
+            "apply",
+            "--server-side",
+            "--field-manager=bob",
+            "--force-conflicts",
+            "-f",
+            "-",
+        ],
+        &cm.replace("'1'", "'9'"),
+    )
+    .await;
     assert_eq!(c.ok(&["get", "cm", "x", "-o", "jsonpath={.data.a}"]).await, "9");
 
     use std::io::{BufRead, BufReader};
-    let mut watch = c.kubectl_as("admin", &["get", "cm", "-w", "--no-headers"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut watch = c
+        .kubectl_as("admin", &["get", "cm", "-w", "--no-headers"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     let mut next = || lines.next().unwrap().unwrap();
     assert!(next().starts_with("x "));
@@ -195,24 +356,64 @@ async fn rights() {
         String::from_utf8_lossy(&denied.stderr).trim(),
         "Error from server (Forbidden): pods is forbidden: User \"eve\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
     );
-    assert_eq!(c.run_as("eve", &["auth", "can-i", "get", "pods"], "").await.stdout, b"no\n");
-    c.ok(&["create", "role", "reader", "--verb=get,list", "--resource=pods"]).await;
-    c.ok(&["create", "rolebinding", "devs", "--role=reader", "--group=devs"]).await;
-    assert_eq!(c.run_as("eve", &["auth", "can-i", "get", "pods"], "").await.stdout, b"yes\n");
+    assert_eq!(
+        c.run_as("eve", &["auth", "can-i", "get", "pods"], "").await.stdout,
+        b"no\n"
+    );
+    c.ok(&["create", "role", "reader", "--verb=get,list", "--resource=pods"])
+        .await;
+    c.ok(&["create", "rolebinding", "devs", "--role=reader", "--group=devs"])
+        .await;
+    assert_eq!(
+        c.run_as("eve", &["auth", "can-i", "get", "pods"], "").await.stdout,
+        b"yes\n"
+    );
     assert!(c.run_as("eve", &["get", "pods"], "").await.status.success());
-    assert!(!c.run_as("eve", &["get", "pods", "-n", "kube-system"], "").await.status.success());
-    assert!(!c.run_as("eve", &["create", "rolebinding", "more", "--clusterrole=cluster-admin", "--user=eve"], "").await.status.success());
+    assert!(
+        !c.run_as("eve", &["get", "pods", "-n", "kube-system"], "")
+            .await
+            .status
+            .success()
+    );
+    assert!(
+        !c.run_as(
+            "eve",
+            &[
+                "create",
+                "rolebinding",
+                "more",
+                "--clusterrole=cluster-admin",
+                "--user=eve"
+            ],
+            ""
+        )
+        .await
+        .status
+        .success()
+    );
     let who = String::from_utf8(c.run_as("eve", &["auth", "whoami"], "").await.stdout).unwrap();
     assert!(who.contains("eve") && who.contains("devs"), "{who}");
 
     // Service account tokens.
     let token = c.ok(&["create", "token", "default"]).await;
     c.kubeconfig("account", &format!("token: {}", token.trim()));
-    let who = String::from_utf8(c.run_as("account", &["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"], "").await.stdout).unwrap();
+    let who = String::from_utf8(
+        c.run_as(
+            "account",
+            &["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"],
+            "",
+        )
+        .await
+        .stdout,
+    )
+    .unwrap();
     assert_eq!(who, "system:serviceaccount:default:default");
     c.kubeconfig("forged", &format!("token: {}x", token.trim()));
     let forged = c.run_as("forged", &["get", "ns"], "").await;
-    assert!(String::from_utf8_lossy(&forged.stderr).contains("Unauthorized"), "{forged:?}");
+    assert!(
+        String::from_utf8_lossy(&forged.stderr).contains("Unauthorized"),
+        "{forged:?}"
+    );
     // A token ends with its account.
     c.ok(&["delete", "sa", "default"]).await;
     assert!(!c.run_as("account", &["auth", "whoami"], "").await.status.success());

@@ -8,7 +8,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use mantlet_apiserver::{ApiServer, Config};
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 
 /// A certificate authority.
 pub(crate) struct Ca {
@@ -23,7 +25,10 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name = subject(name, &[]);
         let cert = params.self_signed(&key).unwrap();
-        Self { pem: cert.pem(), issuer: Issuer::new(params, key) }
+        Self {
+            pem: cert.pem(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// A client certificate: user and groups.
@@ -56,7 +61,11 @@ fn subject(name: &str, groups: &[&str]) -> DistinguishedName {
 
 /// A configuration in a directory, with a fresh CA and signing key.
 pub(crate) fn config(dir: &Path, ca: &Ca) -> Config {
-    let mut config = Config::new(dir.join("store.redb"), ca.pem.clone(), KeyPair::generate().unwrap().serialize_pem());
+    let mut config = Config::new(
+        dir.join("store.redb"),
+        ca.pem.clone(),
+        KeyPair::generate().unwrap().serialize_pem(),
+    );
     config.bookmark_seconds = 1;
     config
 }
@@ -95,9 +104,22 @@ impl Cluster {
             let server = server.clone();
             async move { server.serve(listener, tls).await.unwrap() }
         });
-        let cluster = Self { server, address, ca, dir, serving };
+        let cluster = Self {
+            server,
+            address,
+            ca,
+            dir,
+            serving,
+        };
         let (cert, key) = cluster.ca.client("admin", &["system:masters"]);
-        cluster.kubeconfig("admin", &format!("client-certificate-data: {}\n    client-key-data: {}", b64(&cert), b64(&key)));
+        cluster.kubeconfig(
+            "admin",
+            &format!(
+                "client-certificate-data: {}\n    client-key-data: {}",
+                b64(&cert),
+                b64(&key)
+            ),
+        );
         for namespace in ["default", "kube-system"] {
             // The account controller is part of the node, not of this crate.
             cluster.client().create_account(namespace, "default").await;
@@ -125,7 +147,14 @@ impl Cluster {
     /// A kubeconfig for a user with a client certificate of this cluster.
     pub(crate) fn user(&self, user: &str, groups: &[&str]) {
         let (cert, key) = self.ca.client(user, groups);
-        self.kubeconfig(user, &format!("client-certificate-data: {}\n    client-key-data: {}", b64(&cert), b64(&key)));
+        self.kubeconfig(
+            user,
+            &format!(
+                "client-certificate-data: {}\n    client-key-data: {}",
+                b64(&cert),
+                b64(&key)
+            ),
+        );
     }
 
     /// A kubectl command as a user.
@@ -183,7 +212,11 @@ impl Cluster {
     /// Runs kubectl, which must fail, and returns its complaint.
     pub(crate) async fn fails(&self, args: &[&str], stdin: &str) -> String {
         let out = self.run_with(args, stdin).await;
-        assert!(!out.status.success(), "kubectl {args:?} succeeded:\n{}", String::from_utf8_lossy(&out.stdout));
+        assert!(
+            !out.status.success(),
+            "kubectl {args:?} succeeded:\n{}",
+            String::from_utf8_lossy(&out.stdout)
+        );
         String::from_utf8(out.stderr).unwrap()
     }
 }
@@ -201,7 +234,10 @@ impl Client {
         use k8s_openapi::api::core::v1::ServiceAccount;
         let api: kube::Api<ServiceAccount> = kube::Api::namespaced(self.0.clone(), namespace);
         let account = ServiceAccount {
-            metadata: kube::core::ObjectMeta { name: Some(name.into()), ..Default::default() },
+            metadata: kube::core::ObjectMeta {
+                name: Some(name.into()),
+                ..Default::default()
+            },
             ..Default::default()
         };
         match api.create(&Default::default(), &account).await {
