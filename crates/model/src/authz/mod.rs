@@ -1,11 +1,12 @@
 //! Authorization: rules as boolean expressions over a closed set of attributes and matchers.
 //!
 //! Neither Istio's from / to / when nor Envoy's permission and principal trees: `translate` writes these rules,
-//! `xds` carries them, [`decide`] evaluates them and `explain` tells why. Both the proxy and the command line call
-//! [`Engine::decide`], so what is explained is what is enforced.
+//! `xds` carries them, [`Engine::decide`] evaluates them and [`explain()`] tells why. Both the proxy and the command line
+//! call the same tests, so what is explained is what is enforced.
 
 mod canonical;
 mod engine;
+mod explain;
 mod index;
 mod matcher;
 pub mod regexes;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use canonical::{canonical, canonical_atom, canonical_filter};
 pub use engine::{Decision, Engine, Shadow, Verdict};
+pub use explain::{Explanation, FailedTest, FilterExplanation, NearMiss, explain};
 pub use matcher::{check, compile_regex};
 
 /// All policies of one action on one chain (one RBAC filter, S2.25).

@@ -93,7 +93,10 @@ pub(super) fn fold(atom: &Atom) -> Atom {
         {
             make(attribute.clone(), Matcher::Present)
         }
-        (Attribute::Path, Matcher::Template(text)) => make(attribute.clone(), Matcher::Template(braced(&bare(text)))),
+        // Stars without braces mean the same to the template engine (S2.57).
+        (Attribute::Path, Matcher::Template(text)) if !text.contains('{') => {
+            make(attribute.clone(), Matcher::Template(braced(text)))
+        }
         (Attribute::Header(name), _) => match (name.to_ascii_lowercase().as_str(), matcher) {
             (":method", _) => make(Attribute::Method, matcher.clone()),
             (":authority", Matcher::Present) => make(Attribute::Host, Matcher::Present),
