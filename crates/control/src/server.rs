@@ -91,6 +91,7 @@ pub struct Running {
     pub readiness: Readiness,
     /// The certificate authority.
     pub authority: Arc<Authority>,
+    hub: Hub,
     drain: Drain,
     tasks: JoinSet<()>,
 }
@@ -98,6 +99,8 @@ pub struct Running {
 impl Running {
     /// Ends in order: no new streams, then the open ones, then the rest; at most `limit`.
     pub async fn stop(mut self, limit: Duration) {
+        self.drain.announce();
+        self.hub.close();
         let ended = self.drain.drain(limit).await;
         if !ended {
             tracing::warn!(target: "server", "connections were still open after {limit:?}");
@@ -222,6 +225,7 @@ pub async fn start(
         http: local(&http, options.http_addr),
         readiness: readiness.clone(),
         authority: authority.clone(),
+        hub: hub.clone(),
         drain,
         tasks: JoinSet::new(),
     };

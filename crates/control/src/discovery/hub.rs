@@ -57,6 +57,7 @@ enum Command {
         secrets: Vec<Arc<Secret>>,
     },
     Ask(Question),
+    Close,
 }
 
 /// The state that questions see.
@@ -92,6 +93,7 @@ impl Hub {
             metrics,
             board,
             wants,
+            closed: false,
         };
         std::thread::Builder::new()
             .name("hub".into())
@@ -112,6 +114,11 @@ impl Hub {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Connect { subscriber, reply });
         answer.await.ok()
+    }
+
+    /// Ends all streams and admits none any more: their proxies go to another instance, or come back later.
+    pub fn close(&self) {
+        self.send(Command::Close);
     }
 
     /// Ends a stream.
@@ -160,6 +167,7 @@ struct State {
     metrics: PilotMetrics,
     board: Board,
     wants: SecretWants,
+    closed: bool,
 }
 
 impl State {
@@ -182,6 +190,14 @@ impl State {
                     self.revision += 1;
                     round.since = Some(round.since.map_or(at, |t| t.min(at)));
                     round.effect.merge(effect);
+                }
+            }
+            // Dropping the reply tells the stream.
+            Command::Connect { .. } if self.closed => {}
+            Command::Close => {
+                self.closed = true;
+                for id in self.proxies.keys().copied().collect::<Vec<_>>() {
+                    self.disconnect(id);
                 }
             }
             Command::Connect { subscriber, reply } => {
