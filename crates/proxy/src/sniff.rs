@@ -178,11 +178,7 @@ fn http_kind(all: &[u8]) -> Option<Kind> {
         _ => return Some(Kind::Raw),
     }
     let Some(end) = line.iter().position(|b| *b == b'\n') else {
-        return if line.iter().any(|b| *b == 0) {
-            Some(Kind::Raw)
-        } else {
-            None
-        };
+        return if line.contains(&0) { Some(Kind::Raw) } else { None };
     };
     let line = line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]);
     Some(if line.ends_with(b" HTTP/1.1") {

@@ -241,6 +241,10 @@ pub struct Worker {
     pub id: usize,
     /// What all threads read.
     pub shared: Arc<Shared>,
+    #[expect(
+        clippy::redundant_allocation,
+        reason = "cloning the Rc writes to this thread's memory only, cloning the Arc to everybody's"
+    )]
     config: RefCell<Rc<Arc<Config>>>,
     /// TLS configurations.
     pub tls: RefCell<TlsCache>,

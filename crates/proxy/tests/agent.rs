@@ -2,179 +2,17 @@
 
 mod common;
 
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use common::control::{Control, Server, resources, serve, token};
 use common::*;
-use mantlet_identity::{Csr, IssueRequest, Serial, SubjectAltName};
 use mantlet_model::snapshot::ProxySnapshot;
 use mantlet_proxy::agent::{certs, xds};
 use mantlet_proxy::settings::{Role, Settings};
 use mantlet_runtime::Readiness;
 use mantlet_testkit::{EchoServer, TestCa, eventually};
-use mantlet_xds::ads::{Backend, Hello, Session, service};
-use mantlet_xds::istio_ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
-use mantlet_xds::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
-use mantlet_xds::resources::ResourceSet;
-use mantlet_xds::server::StreamEvent;
-use mantlet_xds::{Dialect, Options};
-use time::OffsetDateTime;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
-use tonic::{Request, Response, Status};
-
-const TOKEN: &str = "token-of-sleep";
-
-struct Control {
-    ca: Arc<TestCa>,
-    resources: watch::Sender<Arc<ResourceSet>>,
-    /// Seconds that certificates live, whatever is asked for.
-    ttl: i64,
-    issued: AtomicUsize,
-    refuse: std::sync::atomic::AtomicBool,
-    events: Arc<Mutex<Vec<String>>>,
-}
-
-fn authenticated(metadata: &tonic::metadata::MetadataMap) -> Result<(), Status> {
-    match metadata.get("authorization").and_then(|v| v.to_str().ok()) {
-        Some(value) if value == format!("Bearer {TOKEN}") => Ok(()),
-        _ => Err(Status::unauthenticated("request authenticate failure")),
-    }
-}
-
-struct Shared(Arc<Control>);
-
-#[tonic::async_trait]
-impl Backend for Shared {
-    async fn connect(&self, hello: Hello) -> Result<Session, Status> {
-        authenticated(&hello.metadata)?;
-        assert_eq!(
-            hello.node.id,
-            "sidecar~127.0.0.1~sleep-1.default~default.svc.cluster.local"
-        );
-        let events = self.0.events.clone();
-        Ok(Session {
-            resources: self.0.resources.subscribe(),
-            observer: Box::new(move |event: StreamEvent| events.lock().unwrap().push(format!("{event:?}"))),
-            identifier: "test".into(),
-        })
-    }
-}
-
-#[tonic::async_trait]
-impl IstioCertificateService for Shared {
-    async fn create_certificate(
-        &self,
-        request: Request<IstioCertificateRequest>,
-    ) -> Result<Response<IstioCertificateResponse>, Status> {
-        authenticated(request.metadata())?;
-        if self.0.refuse.load(Ordering::SeqCst) {
-            return Err(Status::unavailable("not now"));
-        }
-        let csr = Csr::from_pem(&request.get_ref().csr).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let number = self.0.issued.fetch_add(1, Ordering::SeqCst);
-        let names = [SubjectAltName::Spiffe(self.0.ca.id("default", "sleep"))];
-        let mut serial = [1u8; 16];
-        serial[..8].copy_from_slice(&(number as u64).to_be_bytes());
-        let issued = self
-            .0
-            .ca
-            .material()
-            .issue(&IssueRequest {
-                csr: &csr,
-                names: &names,
-                ttl: time::Duration::seconds(self.0.ttl),
-                now: OffsetDateTime::now_utc(),
-                serial: Serial::from_random(serial),
-            })
-            .map_err(|e| Status::internal(e.to_string()))?;
-        Ok(Response::new(IstioCertificateResponse {
-            cert_chain: issued.to_response(),
-        }))
-    }
-}
-
-/// One TLS connection, as tonic wants it.
-struct Conn(tokio_rustls::server::TlsStream<tokio::net::TcpStream>);
-
-impl tonic::transport::server::Connected for Conn {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Conn {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Conn {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-/// A control plane with a runtime of its own: dropping it ends every stream, as a killed process does.
-struct Server(Option<tokio::runtime::Runtime>);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-fn serve(control: Arc<Control>, address: std::net::SocketAddr) -> Server {
-    let tls = control.ca.host(&["localhost"]).identity;
-    let tls = tls
-        .server(&mantlet_identity::ServerTlsOptions {
-            client_auth: mantlet_identity::ClientAuth::Optional(mantlet_identity::TrustDomainRule::AnySpiffe),
-            alpn: vec![b"h2".to_vec()],
-            min_tls13: false,
-        })
-        .unwrap();
-    let listener = mantlet_net::sockopt::listen_tcp(address, Default::default()).unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls.strict());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.spawn(async move {
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let incoming = futures::stream::unfold((listener, acceptor), |(listener, acceptor)| async move {
-            loop {
-                let Ok((tcp, _)) = listener.accept().await else {
-                    return None;
-                };
-                if let Ok(stream) = acceptor.accept(tcp).await {
-                    return Some((Ok::<_, std::io::Error>(Conn(stream)), (listener, acceptor)));
-                }
-            }
-        });
-        tonic::transport::Server::builder()
-            .add_service(service(Arc::new(Shared(control.clone()))))
-            .add_service(IstioCertificateServiceServer::new(Shared(control)))
-            .serve_with_incoming(incoming)
-            .await
-            .unwrap();
-    });
-    Server(Some(runtime))
-}
-
-fn resources(snapshot: &ProxySnapshot) -> Arc<ResourceSet> {
-    Arc::new(ResourceSet::new(snapshot, [], &Options::new(Dialect::Istio), None))
-}
 
 struct Agent {
     control: Arc<Control>,
@@ -188,21 +26,14 @@ struct Agent {
 impl Agent {
     async fn start(snapshot: &ProxySnapshot, ttl: i64, grace: f64) -> Agent {
         let ca = Arc::new(TestCa::new("cluster.local"));
-        let control = Arc::new(Control {
-            ca: ca.clone(),
-            resources: watch::Sender::new(resources(snapshot)),
-            ttl,
-            issued: AtomicUsize::new(0),
-            refuse: false.into(),
-            events: Arc::default(),
-        });
+        let control = Control::new(ca.clone(), snapshot, ttl);
         let address = free_address();
         let server = serve(control.clone(), address);
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("token"), format!("{TOKEN}\n")).unwrap();
+        std::fs::write(directory.path().join("token"), format!("{}\n", token("sleep"))).unwrap();
         std::fs::write(directory.path().join("root.pem"), ca.root_pem()).unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
-        let (token, root) = (path("token"), path("root.pem"));
+        let (token_file, root) = (path("token"), path("root.pem"));
         let discovery = format!("{{\"discoveryAddress\":\"localhost:{}\"}}", address.port());
         let settings = Settings::from_env(Role::Sidecar, Some("default.svc.cluster.local"), &|name| {
             Some(match name {
@@ -210,7 +41,7 @@ impl Agent {
                 "POD_NAMESPACE" => "default".to_string(),
                 "SERVICE_ACCOUNT" => "sleep".to_string(),
                 "PROXY_CONFIG" => discovery.clone(),
-                "MANTLET_TOKEN_FILE" => token.clone(),
+                "MANTLET_TOKEN_FILE" => token_file.clone(),
                 "XDS_ROOT_CA" | "CA_ROOT_CA" | "MANTLET_MESH_ROOT" => root.clone(),
                 "SECRET_GRACE_PERIOD_RATIO" => grace.to_string(),
                 _ => return None,
@@ -349,7 +180,7 @@ async fn the_last_configuration_stays_when_the_control_plane_goes_and_comes_back
     };
     agent.control.resources.send_replace(resources(&good.snapshot()));
     // A new token and the same address: both are read anew.
-    std::fs::write(agent.directory.path().join("token"), TOKEN).unwrap();
+    std::fs::write(agent.directory.path().join("token"), token("sleep")).unwrap();
     let _server = serve(agent.control.clone(), agent.address);
     eventually("the proxy is connected again", Duration::from_secs(20), || async {
         assert_eq!(status(&out).await, 200);
@@ -373,14 +204,7 @@ async fn a_wrong_token_or_a_foreign_control_plane_leaves_the_proxy_unready_and_a
     let foreign = Agent::start(&out.snapshot(), 3600, 0.5).await;
     foreign.ready().await;
     // A control plane that is certified by somebody else gets no token and no CSR.
-    let control = Arc::new(Control {
-        ca: Arc::new(stranger),
-        resources: watch::Sender::new(resources(&out.snapshot())),
-        ttl: 3600,
-        issued: AtomicUsize::new(0),
-        refuse: false.into(),
-        events: Arc::default(),
-    });
+    let control = Control::new(Arc::new(stranger), &out.snapshot(), 3600);
     let address = free_address();
     let _server = serve(control.clone(), address);
     let directory = tempfile::tempdir().unwrap();

@@ -74,7 +74,7 @@ async fn client(entry: SocketAddr, n: usize, stop: Arc<AtomicBool>, good: Arc<At
                 sender
             }
         };
-        let post = number % 2 == 0;
+        let post = number.is_multiple_of(2);
         let body = if post {
             format!("client {n} request {number}")
         } else {
@@ -102,7 +102,7 @@ async fn client(entry: SocketAddr, n: usize, stop: Arc<AtomicBool>, good: Arc<At
         match outcome.await {
             Ok(close) => {
                 good.fetch_add(1, Ordering::SeqCst);
-                if n % 2 == 0 && !close {
+                if n.is_multiple_of(2) && !close {
                     kept = Some(sender);
                 }
             }

@@ -170,7 +170,7 @@ impl ResponseBody {
             }
             drop(active);
         }
-        if let Some(account) = self.account.take() {
+        if let Some(mut account) = self.account.take() {
             account.finish(complete);
         }
     }

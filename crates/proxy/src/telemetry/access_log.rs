@@ -16,11 +16,12 @@ const BATCH: usize = 16 * 1024;
 const DELAY: Duration = Duration::from_millis(50);
 
 struct Batch {
-    path: Rc2,
+    path: Arc<str>,
     bytes: Vec<u8>,
 }
 
-type Rc2 = Arc<str>;
+/// Waiting lines by path.
+type Lines = Vec<(Arc<str>, Vec<u8>)>;
 
 /// The writing thread's queue.
 #[derive(Clone)]
@@ -84,7 +85,7 @@ fn write(batches: &Receiver<Batch>) {
 /// One worker's lines.
 pub struct LogBuffer {
     writer: LogWriter,
-    lines: Rc<RefCell<Vec<(Arc<str>, Vec<u8>)>>>,
+    lines: Rc<RefCell<Lines>>,
 }
 
 impl LogBuffer {
@@ -126,7 +127,7 @@ impl LogBuffer {
     }
 }
 
-fn flush(lines: &RefCell<Vec<(Arc<str>, Vec<u8>)>>, writer: &LogWriter) {
+fn flush(lines: &RefCell<Lines>, writer: &LogWriter) {
     for (path, bytes) in lines.borrow_mut().iter_mut() {
         if !bytes.is_empty() {
             writer.send(path.clone(), std::mem::take(bytes));

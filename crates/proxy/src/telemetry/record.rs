@@ -207,7 +207,7 @@ impl Account {
     }
 
     /// Closes the account.
-    pub fn finish(mut self: Box<Self>, complete: bool) {
+    pub fn finish(&mut self, complete: bool) {
         self.close(complete);
     }
 
