@@ -184,6 +184,11 @@ pub fn build(spec: &RootSpec) -> Result<(), SandboxError> {
     for bind in &spec.binds {
         mount_volume(&root_fd, bind).step(format!("mounting a volume on {}", bind.target.display()))?;
     }
+    // Only now, since a volume may lie within a read-only one and needs its mount point there. The order does not matter:
+    // attributes are those of one mount.
+    for bind in &spec.binds {
+        protect_volume(&root_fd, bind).step(format!("protecting the volume on {}", bind.target.display()))?;
+    }
     let (dir, uid, gid) = &spec.working_dir;
     make_owned(&root_fd, dir, *uid, *gid).step(format!("making the working directory {}", dir.display()))?;
     sandbox::pivot(root)?;
@@ -348,15 +353,13 @@ fn make_owned(root: &std::fs::File, path: &Path, uid: u32, gid: u32) -> io::Resu
 }
 
 fn root_has(root: &std::fs::File, relative: &Path) -> bool {
+    open_in_root(root, relative).is_ok()
+}
+
+fn open_in_root(root: &std::fs::File, relative: &Path) -> io::Result<std::os::fd::OwnedFd> {
     use rustix::fs::{Mode, OFlags, ResolveFlags};
-    rustix::fs::openat2(
-        root,
-        relative,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )
-    .is_ok()
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(root, relative, flags, Mode::empty(), ResolveFlags::IN_ROOT)?)
 }
 
 fn mount_volume(root: &std::fs::File, bind: &Bind) -> io::Result<()> {
@@ -375,14 +378,19 @@ fn mount_volume(root: &std::fs::File, bind: &Bind) -> io::Result<()> {
     }
     let is_dir = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(source.as_fd())?.st_mode).is_dir();
     let target = open_target(root, &bind.target, if is_dir { Kind::Directory } else { Kind::File })?;
-    rustix::mount::mount_bind_recursive(fd_path(&source), fd_path(&target))?;
-    // The descriptor still names what is below the new mount: open the path again to reach the mount itself.
-    let mounted = open_target(root, &bind.target, if is_dir { Kind::Directory } else { Kind::File })?;
+    // Not recursive: what is mounted within a source would escape the attributes that follow.
+    Ok(rustix::mount::mount_bind(fd_path(&source), fd_path(&target))?)
+}
+
+/// Takes from a mounted volume what its pod must not do there.
+fn protect_volume(root: &std::fs::File, bind: &Bind) -> io::Result<()> {
+    let relative = bind.target.strip_prefix("/").unwrap_or(&bind.target);
+    let mounted = open_in_root(root, relative)?;
     let attributes = Attributes {
         read_only: bind.read_only,
         no_suid: true,
         no_dev: true,
         no_exec: false,
     };
-    set_attributes(Path::new(&fd_path(&mounted)), attributes, true)
+    set_attributes(Path::new(&fd_path(&mounted)), attributes, false)
 }
