@@ -3,7 +3,7 @@
 //! `agent` compiles a push here and NACKs it when this fails; workers hold an `Arc` of the result. What a request needs
 //! is found by pointer or one hash lookup. Knows no socket and no secret.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -46,6 +46,9 @@ pub enum CompileError {
         address: String,
     },
 }
+
+/// Addresses of host names.
+pub type Resolved = BTreeMap<String, BTreeSet<IpAddr>>;
 
 /// Everything the data path needs.
 #[derive(Default)]
@@ -91,18 +94,16 @@ pub type Routes = CompiledRoutes;
 pub struct CompiledCluster {
     /// The value.
     pub model: Arc<Cluster>,
-    /// Endpoints with parsed addresses; names of DNS clusters are resolved by `upstream::dns`.
+    /// Endpoints with their addresses.
     pub endpoints: Vec<(SocketAddr, Endpoint)>,
-    /// Host names to resolve.
-    pub names: Vec<Endpoint>,
 }
 
 impl Config {
-    /// Compiles a snapshot.
+    /// Compiles a snapshot; `resolved` holds the addresses of host names in DNS clusters.
     ///
     /// # Errors
     /// The first thing that cannot run; nothing of the snapshot is used then.
-    pub fn compile(snapshot: Arc<ProxySnapshot>, version: u64) -> Result<Config, CompileError> {
+    pub fn compile(snapshot: Arc<ProxySnapshot>, version: u64, resolved: &Resolved) -> Result<Config, CompileError> {
         let mut config = Config {
             version,
             ..Config::default()
@@ -123,7 +124,7 @@ impl Config {
             config.listeners.insert(name.clone(), compiled);
         }
         for (name, cluster) in &snapshot.clusters {
-            let compiled = CompiledCluster::compile(cluster.clone(), &snapshot)?;
+            let compiled = CompiledCluster::compile(cluster.clone(), &snapshot, resolved)?;
             config.clusters.insert(name.clone(), Arc::new(compiled));
         }
         config.snapshot = snapshot;
@@ -234,9 +235,8 @@ fn routes(model: Arc<RouteTable>) -> Result<Arc<Routes>, CompileError> {
 }
 
 impl CompiledCluster {
-    fn compile(model: Arc<Cluster>, snapshot: &ProxySnapshot) -> Result<Self, CompileError> {
+    fn compile(model: Arc<Cluster>, snapshot: &ProxySnapshot, resolved: &Resolved) -> Result<Self, CompileError> {
         let mut endpoints = Vec::new();
-        let mut names = Vec::new();
         let given: &[Endpoint] = match &model.discovery {
             Discovery::Eds { service } => snapshot.endpoints.get(service).map_or(&[], |e| &e.endpoints),
             Discovery::Static(list) | Discovery::Dns(list) => list,
@@ -245,7 +245,10 @@ impl CompiledCluster {
         for endpoint in given {
             match endpoint.address.parse::<IpAddr>() {
                 Ok(ip) => endpoints.push((SocketAddr::new(ip, endpoint.port), endpoint.clone())),
-                Err(_) if matches!(model.discovery, Discovery::Dns(_)) => names.push(endpoint.clone()),
+                Err(_) if matches!(model.discovery, Discovery::Dns(_)) => {
+                    let found = resolved.get(&endpoint.address).into_iter().flatten();
+                    endpoints.extend(found.map(|ip| (SocketAddr::new(*ip, endpoint.port), endpoint.clone())));
+                }
                 Err(_) => {
                     return Err(CompileError::BadEndpoint {
                         cluster: model.name.clone(),
@@ -254,10 +257,6 @@ impl CompiledCluster {
                 }
             }
         }
-        Ok(CompiledCluster {
-            model,
-            endpoints,
-            names,
-        })
+        Ok(CompiledCluster { model, endpoints })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Called by `worker` for every accepted socket, whatever its direction. It decides nothing about requests.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use mantlet_identity::PeerCertificate;
+use mantlet_model::authz::Verdict;
 use mantlet_model::listener::{ConnectionFacts, Transport};
 use mantlet_net::sockopt::reset_on_close;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -84,6 +85,8 @@ pub struct Downstream {
     pub started: Instant,
     /// Asks the connection to end.
     pub control: Control,
+    /// Whether authorization has let a TCP connection in.
+    pub admitted: Cell<bool>,
     chosen: RefCell<Option<Rc<Chosen>>>,
 }
 
@@ -95,6 +98,16 @@ pub struct TlsFacts {
 }
 
 impl Downstream {
+    /// Whether a TCP connection that was let in would be denied now. Requests are decided one by one; a TCP connection
+    /// may live for days, and must not outlive its permission.
+    fn revoked(&self) -> bool {
+        let Some(chosen) = self.chosen() else { return true };
+        self.admitted.get()
+            && chosen.chain.tcp().is_some()
+            && chosen.chain.has_authz
+            && chosen.chain.engine.decide(&tcp::authz_view(self), None).verdict == Verdict::Denied
+    }
+
     /// The chain in force now; `None` when the configuration has none for this connection any more.
     pub fn chosen(&self) -> Option<Rc<Chosen>> {
         self.chosen.borrow().clone()
@@ -117,7 +130,7 @@ impl crate::worker::Connection for Downstream {
                     listener,
                 })
             });
-            if gone {
+            if gone || self.revoked() {
                 self.control.close();
             }
         }
@@ -252,6 +265,7 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
         tls: tls.map(|t| TlsFacts { h2: t.h2.or(Some(h2)) }),
         started,
         control: Control::default(),
+        admitted: Cell::new(false),
         chosen: RefCell::new(Some(Rc::new(Chosen {
             config,
             chain,

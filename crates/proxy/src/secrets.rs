@@ -105,9 +105,17 @@ impl SecretSet {
                 }
             }
         };
+        // Agreeing on `istio-peer-exchange` promises a metadata exchange in the stream, which this proxy does not do; without
+        // it peers go on as with any other server. Filter chains match what the client offers, not what is agreed.
+        let alpn: Vec<String> = context
+            .alpn
+            .iter()
+            .filter(|p| *p != "istio-peer-exchange")
+            .cloned()
+            .collect();
         Ok(identity.server(&ServerTlsOptions {
             client_auth,
-            alpn: protocols(&context.alpn),
+            alpn: protocols(&alpn),
             min_tls13: context.min_version == model::TlsVersion::V1_3,
         })?)
     }

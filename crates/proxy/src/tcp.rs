@@ -99,6 +99,7 @@ pub async fn serve(downstream: Rc<Downstream>, mut stream: Stream) {
             let _ = stream.shutdown().await;
             return;
         }
+        downstream.admitted.set(true);
         if first.is_empty() {
             // The client has nothing to say; its end is passed on below by the copy.
         } else {

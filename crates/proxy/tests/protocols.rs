@@ -303,8 +303,8 @@ async fn applications_of_every_kind_get_an_answer_through() {
         silent.body
     );
     assert_eq!(get("/junk").await.status, 502);
-    // 18: the body ended before its length.
-    assert_eq!(get("/short").await.code, 18);
+    // 18: the body ended before its length; 52: even its head had not left yet. Never a body that looks complete.
+    assert!(matches!(get("/short").await.code, 18 | 52));
     // An answer that nobody asked for must not open a tunnel (threat 42).
     assert_eq!(get("/switch").await.status, 502);
     assert_eq!(get("/").await.body, "ok");

@@ -4,4 +4,5 @@
 
 pub mod certs;
 pub mod control_plane;
+pub mod dns;
 pub mod xds;

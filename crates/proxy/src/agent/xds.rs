@@ -3,11 +3,14 @@
 //! A response that does not compile is refused and changes nothing. A snapshot with references to resources that are
 //! still on their way waits for them, so that no request meets a listener without its routes.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
+use mantlet_model::cluster::Discovery;
 use mantlet_model::snapshot::ProxySnapshot;
 use mantlet_runtime::ReadyTask;
 use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client};
@@ -19,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
-use super::control_plane;
-use crate::config::Config;
+use super::{control_plane, dns};
+use crate::config::{Config, Resolved};
 use crate::settings::{ISTIO_VERSION, Settings};
 use crate::worker::Shared;
 
@@ -97,16 +100,26 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
         CancellationToken::new(),
     ));
     let mut staged = Staged::new(shared, Some(ready));
+    let (names, mut resolved) = dns::start();
     loop {
-        let event = match staged.deadline {
-            None => received.recv().await,
-            Some(at) => match tokio::time::timeout_at(at, received.recv()).await {
-                Ok(event) => event,
-                Err(_) => {
-                    staged.commit(true).await;
-                    continue;
-                }
-            },
+        names.send_if_modified(|now| {
+            let wanted = staged.names();
+            let changed = *now != wanted;
+            *now = wanted;
+            changed
+        });
+        let far = Instant::now() + Duration::from_secs(3600);
+        let event = tokio::select! {
+            event = received.recv() => event,
+            () = tokio::time::sleep_until(staged.deadline.unwrap_or(far)) => {
+                staged.commit(true).await;
+                continue;
+            }
+            Ok(()) = resolved.changed() => {
+                staged.resolved(resolved.borrow_and_update().clone());
+                staged.commit(false).await;
+                continue;
+            }
         };
         match event {
             None => break,
@@ -121,11 +134,11 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
                 if let Err(problem) = &result {
                     tracing::warn!(target: "xds", "refusing {}: {problem}", kind.short());
                 }
-                let accepted = result.is_ok();
-                answer.send(result);
-                if accepted {
+                if result.is_ok() {
+                    // In force before it is acknowledged: who waits for the acknowledgement may rely on it.
                     staged.commit(false).await;
                 }
+                answer.send(result);
             }
         }
     }
@@ -141,6 +154,7 @@ pub struct Staged {
     dirty: bool,
     deadline: Option<Instant>,
     ready: Option<ReadyTask>,
+    resolved: Resolved,
 }
 
 impl Staged {
@@ -154,7 +168,26 @@ impl Staged {
             dirty: false,
             deadline: None,
             ready,
+            resolved: Resolved::default(),
         }
+    }
+
+    /// Host names that clusters want resolved.
+    fn names(&self) -> BTreeSet<String> {
+        let dns = self.snapshot.clusters.values().filter_map(|c| match &c.discovery {
+            Discovery::Dns(endpoints) => Some(endpoints),
+            _ => None,
+        });
+        dns.flatten()
+            .filter(|e| e.address.parse::<IpAddr>().is_err())
+            .map(|e| e.address.clone())
+            .collect()
+    }
+
+    /// New addresses of those names.
+    fn resolved(&mut self, resolved: Resolved) {
+        self.dirty |= self.resolved != resolved;
+        self.resolved = resolved;
     }
 
     /// Takes the changes of one response, all or none.
@@ -195,7 +228,7 @@ impl Staged {
             }
         }
         let next = Arc::new(next);
-        Config::compile(next.clone(), self.version + 1).map_err(|e| e.to_string())?;
+        Config::compile(next.clone(), self.version + 1, &self.resolved).map_err(|e| e.to_string())?;
         if !secrets.is_empty() {
             self.shared.secrets.set_named(&secrets).map_err(|e| e.to_string())?;
         }
@@ -226,7 +259,7 @@ impl Staged {
         self.deadline = None;
         self.dirty = false;
         self.version += 1;
-        match Config::compile(Arc::new(self.snapshot.clone()), self.version) {
+        match Config::compile(Arc::new(self.snapshot.clone()), self.version, &self.resolved) {
             Ok(config) => self.shared.apply(config),
             Err(error) => {
                 tracing::error!(target: "xds", "configuration {} does not compile: {error}", self.version);

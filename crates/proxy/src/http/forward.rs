@@ -99,6 +99,12 @@ pub async fn forward(
             return reply::respond(reply, grpc, &server, account);
         };
         account.endpoint(&cluster, &endpoint);
+        if attempt > 1
+            && host.attempt_count
+            && let Some(head) = &mut parts
+        {
+            head.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(attempt));
+        }
         let Some(head) = parts.take() else {
             let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "internal", flags::NONE);
             return reply::respond(reply, grpc, &server, account);
@@ -341,14 +347,19 @@ async fn send(
     switch: bool,
 ) -> Result<Sent, (Failure, Back)> {
     let active = ActiveGuard::new(cluster.clone(), endpoint.clone());
-    let h2 = !switch
-        && match cluster.model.protocol {
-            UpstreamProtocol::Http1 => false,
-            UpstreamProtocol::Http2 => true,
-            UpstreamProtocol::Downstream => {
-                exchange.downstream.tls.is_some_and(|t| t.h2 == Some(true)) || request.version() == Version::HTTP_2
-            }
-        };
+    let native = match cluster.model.protocol {
+        UpstreamProtocol::Http1 => false,
+        UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Downstream => request.version() == Version::HTTP_2,
+    };
+    // Many HTTP/1.1 requests on few connections cost both proxies less than one connection each.
+    let shared = !native && manager.istio_alpn && endpoint.tls.is_some() && endpoint.mantlet.get();
+    let h2 = !switch && (native || shared);
+    if h2 && shared {
+        request
+            .headers_mut()
+            .insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
+    }
     let lease = match acquire(exchange, cluster, endpoint, manager, h2, switch).await {
         Ok(lease) => lease,
         Err(error) => {

@@ -27,6 +27,9 @@ pub const PEER_METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-meta
 /// `x-envoy-peer-metadata-id`.
 pub const PEER_METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
 
+/// Says that an HTTP/2 request between two Mantlet proxies was HTTP/1.1 at its client.
+pub const ORIGINAL_VERSION: HeaderName = HeaderName::from_static("x-mantlet-http-version");
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 

@@ -57,6 +57,8 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut parts, body) = request.into_parts();
+    let on_the_wire = parts.version;
+    restore_version(&downstream, &mut parts);
     let progress = Rc::new(Progress::default());
     let Some(chosen) = downstream.chosen() else {
         // The chain of this connection was removed; it is about to be closed, and its policy is unknown.
@@ -71,7 +73,6 @@ pub async fn handle(
     };
     let account = Account::begin(&downstream, Some(&chosen), &parts, progress.clone());
     let grpc = headers::is_grpc(&parts.headers);
-    let version = parts.version;
     let upgrade = match headers::upgrade(&parts) {
         Some(_) => parts.extensions.remove::<OnUpgrade>(),
         None => None,
@@ -93,12 +94,21 @@ pub async fn handle(
     };
     let body = RequestBody::new(body, progress);
     let mut response = steps(&mut exchange, manager, body, account).await;
-    if worker.phase() >= Phase::Draining && version < Version::HTTP_2 {
+    if worker.phase() >= Phase::Draining && on_the_wire < Version::HTTP_2 {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// Requests that a Mantlet client proxy put on a shared HTTP/2 connection are HTTP/1.1 to everything behind here. Only
+/// the version changes, and every client may choose that, so the mark needs no trust.
+fn restore_version(downstream: &Downstream, parts: &mut Parts) {
+    let marked = parts.headers.remove(headers::ORIGINAL_VERSION).is_some();
+    if marked && parts.version == Version::HTTP_2 && downstream.peer.is_some() {
+        parts.version = Version::HTTP_11;
+    }
 }
 
 fn closing(mut response: Response<ResponseBody>) -> Response<ResponseBody> {

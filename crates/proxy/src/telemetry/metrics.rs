@@ -175,10 +175,11 @@ impl SeriesTable {
     }
 }
 
-/// Numbers for texts.
+/// Numbers for texts. A number is never given to another text, so a table that is started over stays right.
 #[derive(Default)]
 pub struct Interner {
     known: HashMap<Box<str>, u32>,
+    last: u32,
 }
 
 impl Interner {
@@ -190,8 +191,11 @@ impl Interner {
         if let Some(found) = self.known.get(text) {
             return *found;
         }
-        let id = self.known.len() as u32 + 1;
-        self.known.insert(text.into(), id);
-        id
+        if self.known.len() >= MAX_SERIES {
+            self.known.clear();
+        }
+        self.last += 1;
+        self.known.insert(text.into(), self.last);
+        self.last
     }
 }

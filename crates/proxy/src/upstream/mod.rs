@@ -66,6 +66,8 @@ pub struct Endpoint {
     pub tls: Option<Box<ClientTls>>,
     /// The workload behind it.
     pub workload: Option<WorkloadRef>,
+    /// Whether its proxy is Mantlet's own, so that HTTP/1.1 requests may share HTTP/2 connections.
+    pub mantlet: Cell<bool>,
     /// Weight, at least 1.
     pub weight: Cell<u32>,
     /// Whether it may get new requests.
@@ -86,6 +88,7 @@ impl Endpoint {
             address,
             tls,
             workload,
+            mantlet: Cell::new(false),
             weight: Cell::new(1),
             healthy: Cell::new(true),
             active: Cell::new(0),
@@ -178,6 +181,7 @@ impl ClusterState {
                     .remove(&(*address, tls.is_some()))
                     .filter(|e| e.workload == endpoint.workload)
                     .unwrap_or_else(|| Rc::new(Endpoint::new(*address, tls, endpoint.workload.clone())));
+                state.mantlet.set(endpoint.mantlet);
                 state.weight.set(endpoint.weight.max(1));
                 state.healthy.set(endpoint.health == Health::Healthy);
                 state

@@ -73,7 +73,8 @@ impl Proxy {
     pub async fn apply(&self, snapshot: ProxySnapshot) {
         assert_eq!(snapshot.dangling(), [], "the test's snapshot is closed");
         let version = self.version.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        self.shared.apply(Config::compile(Arc::new(snapshot), version).unwrap());
+        self.shared
+            .apply(Config::compile(Arc::new(snapshot), version, &Default::default()).unwrap());
         let failed = tokio::time::timeout(Duration::from_secs(10), self.shared.applied(version))
             .await
             .expect("workers take the configuration over");
