@@ -391,7 +391,22 @@ async fn one_stream(
                     return Ok(());
                 }
                 match verdict.await {
-                    Ok(Ok(())) => client.accept(pending),
+                    Ok(Ok(())) => {
+                        let kind = pending.kind();
+                        let accepted = client.accept(pending);
+                        if !accepted.forgotten.is_empty() {
+                            // Nothing refers to them, so there is no verdict to wait for.
+                            let update = Update {
+                                kind,
+                                changes: accepted.forgotten,
+                                answer: oneshot::channel().0,
+                            };
+                            if events.send(ClientEvent::Update(update)).await.is_err() {
+                                return Ok(());
+                            }
+                        }
+                        accepted.requests
+                    }
                     Ok(Err(reason)) => vec![client.reject(pending, &reason)],
                     Err(_) => vec![client.reject(pending, "the proxy dropped the update")],
                 }

@@ -64,6 +64,16 @@ impl Pending {
     }
 }
 
+/// What follows from an accepted response.
+#[derive(Debug)]
+#[must_use = "the requests must be sent and the resources forgotten"]
+pub struct Accepted {
+    /// The acknowledgement and new subscriptions, to be sent.
+    pub requests: Vec<DeltaDiscoveryRequest>,
+    /// Removals of resources that nothing refers to any more. The server no longer speaks of them.
+    pub forgotten: Vec<Change>,
+}
+
 /// Names that one resource refers to.
 type References = BTreeSet<(ResourceType, String)>;
 
@@ -173,8 +183,9 @@ impl DeltaClient {
         Ok(pending)
     }
 
-    /// The proxy runs the changes: the acknowledgement, and subscriptions that follow from them.
-    pub fn accept(&mut self, pending: Pending) -> Vec<DeltaDiscoveryRequest> {
+    /// The proxy runs the changes: the acknowledgement, subscriptions that follow from them, and what nothing refers to
+    /// any more.
+    pub fn accept(&mut self, pending: Pending) -> Accepted {
         let Pending {
             kind,
             nonce,
@@ -196,6 +207,7 @@ impl DeltaClient {
         }
         state.references.extend(references);
 
+        let mut forgotten = Vec::new();
         let mut out = vec![DeltaDiscoveryRequest {
             type_url: kind.url().into(),
             response_nonce: nonce,
@@ -217,15 +229,20 @@ impl DeltaClient {
             let add: Vec<String> = names.difference(&state.names).cloned().collect();
             let drop: Vec<String> = state.names.difference(&names).cloned().collect();
             for name in &drop {
-                state.versions.remove(name);
                 state.references.remove(name);
+                if state.versions.remove(name).is_some() {
+                    forgotten.push(Change::Remove(kind, name.clone()));
+                }
             }
             state.names = names;
             if !add.is_empty() || !drop.is_empty() {
                 out.push(self.request(kind, add, drop));
             }
         }
-        out
+        Accepted {
+            requests: out,
+            forgotten,
+        }
     }
 
     /// The proxy cannot run the changes: the refusal. What it held before stays.

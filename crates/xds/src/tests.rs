@@ -1,7 +1,7 @@
 //! Laws of the conversions, over values of the whole model.
 
 mod authz;
-mod generate;
+pub(crate) mod generate;
 mod strict;
 
 use mantlet_model::authz::canonical_filter;

@@ -97,6 +97,8 @@ pub(super) fn fold(atom: &Atom) -> Atom {
         (Attribute::Path, Matcher::Template(text)) if !text.contains('{') => {
             make(attribute.clone(), Matcher::Template(braced(text)))
         }
+        // Expressions regard case, also for hosts.
+        (Attribute::Host, Matcher::Regex(_)) => make(Attribute::Header(":authority".into()), matcher.clone()),
         (Attribute::Header(name), _) => match (name.to_ascii_lowercase().as_str(), matcher) {
             (":method", _) => make(Attribute::Method, matcher.clone()),
             (":authority", Matcher::Present) => make(Attribute::Host, Matcher::Present),

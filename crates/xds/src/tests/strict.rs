@@ -19,10 +19,10 @@ fn unknown_fields_of_known_messages_are_named() {
     let cluster = generate::sample(generate::cluster());
     let mut proto = Proto::decode(encode::cluster(&cluster, &istio()).value.as_slice()).unwrap();
     proto.health_checks.push(HealthCheck::default());
-    proto.respect_dns_ttl = true;
+    proto.ignore_health_on_host_removal = true;
     let error = decode::cluster(&pack(&proto)).unwrap_err().to_string();
     assert!(
-        error.contains("health_checks, respect_dns_ttl not supported"),
+        error.contains("health_checks, ignore_health_on_host_removal not supported"),
         "{error}"
     );
 }
