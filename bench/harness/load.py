@@ -30,8 +30,10 @@ def wrk(namespace, url, seconds, connections, close=False):
         args += ["-H", "Connection: close"]
     text = _output(namespace.command(*args, url))
     total = int(re.search(r"(\d+) requests in", text).group(1))
-    p50 = _milliseconds(re.search(r"50%\s+(\S+)", text).group(1))
-    p99 = _milliseconds(re.search(r"99%\s+(\S+)", text).group(1))
+    if total == 0:
+        raise RuntimeError(f"{url}: no request was answered\n{text}")
+    p50 = _milliseconds(re.search(r"^\s+50%\s+(\S+)", text, re.M).group(1))
+    p99 = _milliseconds(re.search(r"^\s+99%\s+(\S+)", text, re.M).group(1))
     rps = float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
     errors = 0
     sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)

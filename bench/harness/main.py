@@ -196,6 +196,8 @@ def main():
         for leg in legs:
             leg.start()
             configurations.update(leg.configurations())
+        # As they read on any machine.
+        configurations = {name: text.replace(work, "$WORK").replace(bins, "$BIN") for name, text in configurations.items()}
         print("Configurations:")
         for name, text in configurations.items():
             print(f"--- {name}\n{text}")

@@ -1,3 +1,5 @@
+//! Counting across threads, exposition text, bounds.
+
 use super::*;
 
 #[test]
