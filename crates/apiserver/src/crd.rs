@@ -119,7 +119,7 @@ pub(crate) fn resources(crd: &Value) -> Vec<Resource> {
         });
     }
     // Newest and most stable version first, as discovery prefers them.
-    out.sort_by(|a, b| version_order(&b.version).cmp(&version_order(&a.version)));
+    out.sort_by_key(|r| std::cmp::Reverse(version_order(&r.version)));
     out
 }
 

@@ -68,7 +68,7 @@ impl Registry {
         for group in &mut registry.groups {
             group
                 .versions
-                .sort_by(|a, b| crd::version_order(&b.0).cmp(&crd::version_order(&a.0)));
+                .sort_by_key(|(v, _)| std::cmp::Reverse(crd::version_order(v)));
         }
         registry
     }

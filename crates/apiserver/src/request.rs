@@ -69,7 +69,8 @@ impl Query {
 
 /// Decodes percent sequences (and `+` in queries).
 pub(crate) fn unescape(s: &str, plus: bool) -> Cow<'_, str> {
-    if !s.contains('%') && !(plus && s.contains('+')) {
+    let escaped = s.contains('%') || (plus && s.contains('+'));
+    if !escaped {
         return Cow::Borrowed(s);
     }
     let bytes = s.as_bytes();

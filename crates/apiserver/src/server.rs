@@ -265,16 +265,15 @@ impl ApiServer {
             }
         }
         let mut all = groups;
-        if let Some((ns, _)) = user
+        let namespace = user
             .strip_prefix("system:serviceaccount:")
             .and_then(|r| r.split_once(':'))
-        {
-            if all.is_empty() {
-                all.extend([
-                    "system:serviceaccounts".to_owned(),
-                    format!("system:serviceaccounts:{ns}"),
-                ]);
-            }
+            .map(|(ns, _)| ns);
+        if let Some(ns) = namespace.filter(|_| all.is_empty()) {
+            all.extend([
+                "system:serviceaccounts".to_owned(),
+                format!("system:serviceaccounts:{ns}"),
+            ]);
         }
         if user != "system:anonymous" && !all.iter().any(|g| g == "system:authenticated") {
             all.push("system:authenticated".into());

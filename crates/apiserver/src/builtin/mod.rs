@@ -255,15 +255,7 @@ pub(crate) fn validate(r: &Resource, object: &Value, old: Option<&Value>, causes
             causes.push(Cause::forbidden("spec", &why));
         }
         ("discovery.k8s.io", "EndpointSlice") => endpoint_slice(object, old, causes),
-        ("coordination.k8s.io", "Lease") => {
-            if object["spec"]["leaseDurationSeconds"].as_i64().is_some_and(|n| n <= 0) {
-                causes.push(Cause::invalid(
-                    "spec.leaseDurationSeconds",
-                    &object["spec"]["leaseDurationSeconds"],
-                    "must be greater than 0",
-                ));
-            }
-        }
+        ("coordination.k8s.io", "Lease") => positive(&object["spec"], "leaseDurationSeconds", causes),
         ("policy", "PodDisruptionBudget") => {
             let spec = &object["spec"];
             if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
@@ -290,6 +282,17 @@ pub(crate) fn validate(r: &Resource, object: &Value, old: Option<&Value>, causes
             }
         }
         _ => {}
+    }
+}
+
+/// A number of the spec that must be above zero if it is there.
+fn positive(spec: &Value, field: &str, causes: &mut Vec<Cause>) {
+    if spec[field].as_i64().is_some_and(|n| n <= 0) {
+        causes.push(Cause::invalid(
+            format!("spec.{field}"),
+            &spec[field],
+            "must be greater than 0",
+        ));
     }
 }
 

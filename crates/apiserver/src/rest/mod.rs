@@ -289,7 +289,13 @@ pub(crate) async fn dispatch(mut cx: Cx, body: Body) -> ApiResult<Response<Body>
         _ if !cx.info.subresource.is_empty() => true,
         verb => cx.resource.has_verb(verb),
     };
-    if !served {
+    let on_object = !cx.info.name.is_empty();
+    let placed = match verb.as_str() {
+        "update" | "patch" | "delete" | "get" => on_object && cx.resource.namespaced == cx.namespace().is_some(),
+        "create" if cx.info.subresource.is_empty() => !on_object,
+        _ => true,
+    };
+    if !served || !placed {
         return Err(ApiError::method_not_allowed());
     }
     let sub = cx.info.subresource.clone();

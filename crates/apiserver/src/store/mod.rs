@@ -156,6 +156,9 @@ impl Txn {
     }
 }
 
+/// The document after and before a change.
+pub type Documents = (Option<Arc<Value>>, Option<Arc<Value>>);
+
 /// One change, as the log keeps it and watchers see it.
 #[derive(Debug)]
 pub struct Event {
@@ -168,7 +171,7 @@ pub struct Event {
     /// The bytes before the change; none for a creation.
     pub prev: Option<Bytes>,
     /// Parsed forms, shared by all watchers.
-    parsed: OnceLock<(Option<Arc<Value>>, Option<Arc<Value>>)>,
+    parsed: OnceLock<Documents>,
 }
 
 impl Event {
@@ -184,7 +187,7 @@ impl Event {
     }
 
     /// The new and the former document, parsed once for all watchers.
-    pub fn documents(&self) -> &(Option<Arc<Value>>, Option<Arc<Value>>) {
+    pub fn documents(&self) -> &Documents {
         self.parsed.get_or_init(|| {
             let parse = |b: &Option<Bytes>| b.as_ref().and_then(|b| serde_json::from_slice(b).ok()).map(Arc::new);
             (parse(&self.value), parse(&self.prev))

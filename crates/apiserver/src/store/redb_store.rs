@@ -21,7 +21,10 @@ use super::hub::{Hub, Watcher};
 use super::{Entry, Event, Expect, Op, Snapshot, Store, StoreError, Txn};
 
 const KV: TableDefinition<'static, &str, (u64, u64, &[u8])> = TableDefinition::new("kv");
-const LOG: TableDefinition<'static, u64, (&str, Option<&[u8]>, Option<&[u8]>)> = TableDefinition::new("log");
+/// Key, new bytes, former bytes.
+type Change = (&'static str, Option<&'static [u8]>, Option<&'static [u8]>);
+
+const LOG: TableDefinition<'static, u64, Change> = TableDefinition::new("log");
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
 const META_REVISION: &str = "revision";
