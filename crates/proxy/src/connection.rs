@@ -372,12 +372,8 @@ async fn handshake(
             let certificate = PeerCertificate::parse(leaf).map_err(|e| e.to_string())?;
             // The verifier has checked trust domains; finer lists are checked here (S1.25).
             let sans = &context.client_sans;
-            if !sans.is_empty()
-                && !certificate
-                    .uris
-                    .iter()
-                    .any(|uri| sans.iter().any(|san| san.matches(uri)))
-            {
+            let mut names = certificate.uris.iter().chain(&certificate.dns_names);
+            if !sans.is_empty() && !names.any(|name| sans.iter().any(|san| san.matches(name))) {
                 return Err("client certificate's names are not accepted".to_string());
             }
             Some(Peer {

@@ -96,7 +96,8 @@ impl SecretSet {
             None => ClientAuth::None,
             Some(name) => {
                 identity = identity.with_bundle(self.bundle(name)?);
-                if name != SECRET_ROOT && context.client_sans.is_empty() && context.require_client_certificate {
+                if name != SECRET_ROOT && context.require_client_certificate {
+                    // An operator's clients need not be workloads; a list of names is checked after the handshake.
                     ClientAuth::RequiredAnyName
                 } else if context.require_client_certificate {
                     ClientAuth::Required(trust_domains(&context.client_sans))

@@ -256,6 +256,7 @@ pub struct Worker {
     open: Cell<usize>,
     phase: Cell<Phase>,
     listeners: RefCell<HashMap<SocketAddr, (String, tokio::task::AbortHandle)>>,
+    failed: Cell<usize>,
 }
 
 /// Counts a downstream connection while it lives.
@@ -283,6 +284,7 @@ impl Worker {
             open: Cell::new(0),
             phase: Cell::new(Phase::Running),
             listeners: RefCell::default(),
+            failed: Cell::new(0),
             shared,
         });
         version.mark_changed();
@@ -320,6 +322,10 @@ impl Worker {
                         }
                     }
                     worker.connections.borrow_mut().retain(|c| c.strong_count() > 0);
+                    if worker.failed.get() > 0 {
+                        // A port may have become free.
+                        worker.sync_listeners();
+                    }
                 }
             }
         }
@@ -405,6 +411,7 @@ impl Worker {
                 }
             }
         }
+        self.failed.set(failed);
         failed
     }
 }

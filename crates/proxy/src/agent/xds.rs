@@ -24,7 +24,7 @@ use tonic::transport::Channel;
 
 use super::{control_plane, dns};
 use crate::config::{Config, Resolved};
-use crate::settings::{ISTIO_VERSION, Settings};
+use crate::settings::{ISTIO_VERSION, Role, Settings};
 use crate::worker::Shared;
 
 /// How long a snapshot waits for resources that it refers to before it is put in force without them.
@@ -99,7 +99,7 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
         events,
         CancellationToken::new(),
     ));
-    let mut staged = Staged::new(shared, Some(ready));
+    let mut staged = Staged::new(shared, Some(ready), settings.role == Role::Sidecar);
     let (names, mut resolved) = dns::start();
     loop {
         names.send_if_modified(|now| {
@@ -155,11 +155,13 @@ pub struct Staged {
     deadline: Option<Instant>,
     ready: Option<ReadyTask>,
     resolved: Resolved,
+    /// Whether readiness wants every socket open.
+    all_sockets: bool,
 }
 
 impl Staged {
     /// Nothing received yet.
-    pub fn new(shared: Arc<Shared>, ready: Option<ReadyTask>) -> Self {
+    pub fn new(shared: Arc<Shared>, ready: Option<ReadyTask>, all_sockets: bool) -> Self {
         Staged {
             shared,
             snapshot: ProxySnapshot::default(),
@@ -169,6 +171,7 @@ impl Staged {
             deadline: None,
             ready,
             resolved: Resolved::default(),
+            all_sockets,
         }
     }
 
@@ -270,7 +273,10 @@ impl Staged {
         tracing::debug!(target: "xds", "configuration {} is in force", self.version);
         if failed > 0 {
             tracing::error!(target: "xds", "{failed} sockets could not be opened");
-        } else if let Some(ready) = self.ready.take() {
+        }
+        // A sidecar without its two sockets is none; a gateway still serves on those that it has.
+        let usable = failed == 0 || !self.all_sockets;
+        if usable && let Some(ready) = self.ready.take() {
             ready.done();
         }
     }
