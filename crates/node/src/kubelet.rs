@@ -205,7 +205,13 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), Node
         let _ = worker.task.await;
     }
     // Whoever still holds a pod's handle (an open exec session) must not keep its shim.
-    for handle in shared.pods.write().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, handle)| handle) {
+    for handle in shared
+        .pods
+        .write()
+        .unwrap_or_else(PoisonError::into_inner)
+        .drain()
+        .map(|(_, handle)| handle)
+    {
         *handle.shim.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
     Ok(())

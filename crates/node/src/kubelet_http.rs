@@ -7,6 +7,7 @@ mod channels;
 mod exec;
 pub(crate) mod logs;
 mod portforward;
+mod spdy;
 
 use std::sync::Arc;
 
@@ -54,13 +55,21 @@ pub(crate) fn serve(shared: Arc<Shared>, stop: CancellationToken) -> std::io::Re
     Ok(task.abort_handle())
 }
 
+/// A request that is not served, and why.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, self.1).into_response()
+    }
+}
+
 /// The pod, or the kubelet's answer for an unknown one.
-fn find_pod(shared: &State<Arc<Shared>>, namespace: &str, name: &str) -> Result<Arc<PodHandle>, Response> {
+fn find_pod(shared: &State<Arc<Shared>>, namespace: &str, name: &str) -> Result<Arc<PodHandle>, Refusal> {
     shared.pod(namespace, name).ok_or_else(|| {
-        (
+        Refusal(
             StatusCode::NOT_FOUND,
             format!("pod \"{name}_{namespace}\" does not exist"),
         )
-            .into_response()
     })
 }

@@ -359,7 +359,13 @@ fn root_has(root: &std::fs::File, relative: &Path) -> bool {
 fn open_in_root(root: &std::fs::File, relative: &Path) -> io::Result<std::os::fd::OwnedFd> {
     use rustix::fs::{Mode, OFlags, ResolveFlags};
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(root, relative, flags, Mode::empty(), ResolveFlags::IN_ROOT)?)
+    Ok(rustix::fs::openat2(
+        root,
+        relative,
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )?)
 }
 
 fn mount_volume(root: &std::fs::File, bind: &Bind) -> io::Result<()> {

@@ -151,7 +151,7 @@ impl Pod {
     fn log(&self, id: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.dir.join(format!("{id}.log"))).expect("log");
         text.lines()
-            .map(|line| line.splitn(2, ' ').nth(1).expect("fields").to_owned())
+            .map(|line| line.split_once(' ').expect("fields").1.to_owned())
             .collect()
     }
 }

@@ -76,8 +76,11 @@ impl Recorder {
     }
 }
 
+/// What makes two events the same: pod, field, reason, message.
+type Key = (String, Option<String>, &'static str, String);
+
 async fn write(client: kube::Client, mut queue: mpsc::Receiver<Note>) {
-    let mut known: HashMap<(String, Option<String>, &'static str, String), (String, u32)> = HashMap::new();
+    let mut known: HashMap<Key, (String, u32)> = HashMap::new();
     while let Some(note) = queue.recv().await {
         let api: Api<Event> = Api::namespaced(client.clone(), &note.namespace);
         let now = now();

@@ -246,7 +246,7 @@ impl PodState {
             })
             .map(|c| c.spec.name.as_str())
             .collect();
-        let mut wanted = vec![
+        let mut wanted = [
             (
                 "PodReadyToStartContainers",
                 self.address.is_some() && !done,

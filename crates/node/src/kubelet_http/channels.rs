@@ -38,7 +38,10 @@ pub(super) fn frame(channel: u8, data: &[u8]) -> Bytes {
 
 /// The normal end. kubectl takes a close without a code (1005) for an error.
 pub(super) fn close() -> Message {
-    Message::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }))
+    Message::Close(Some(CloseFrame {
+        code: close_code::NORMAL,
+        reason: "".into(),
+    }))
 }
 
 /// How a command ended, as `kubectl exec` wants to hear it.

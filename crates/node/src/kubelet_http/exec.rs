@@ -15,7 +15,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::channels::{self, CLOSE, RESIZE, STATUS, STDERR, STDIN, STDOUT, frame};
-use super::{find_pod, logs};
+use super::{Refusal, find_pod, logs};
 use crate::kubelet::{Live, PodHandle, Shared};
 use crate::shim::client::Shim;
 use crate::shim::proto::ExecSpec;
@@ -90,7 +90,7 @@ fn decode(text: &str) -> String {
 }
 
 /// The running instance of a container and the pod's shim.
-fn find_live(pod: &PodHandle, container: &str) -> Result<(Shim, Live), Response> {
+fn find_live(pod: &PodHandle, container: &str) -> Result<(Shim, Live), Refusal> {
     let shim = pod.shim.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let live = pod
         .containers
@@ -100,7 +100,10 @@ fn find_live(pod: &PodHandle, container: &str) -> Result<(Shim, Live), Response>
         .cloned();
     match (shim, live) {
         (Some(shim), Some(live)) if live.running => Ok((shim, live)),
-        _ => Err((StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")).into_response()),
+        _ => Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("container not found (\"{container}\")"),
+        )),
     }
 }
 
@@ -117,7 +120,7 @@ pub(super) async fn exec(
     let found = find_pod(&shared, &namespace, &pod).and_then(|pod| find_live(&pod, &container));
     let (shim, live) = match found {
         Ok(found) => found,
-        Err(response) => return response,
+        Err(refusal) => return refusal.into_response(),
     };
     if options.command.is_empty() || options.command.len() > MAX_ARGS {
         return (
@@ -128,7 +131,7 @@ pub(super) async fn exec(
     }
     let upgrade = match websocket(upgrade) {
         Ok(upgrade) => upgrade,
-        Err(response) => return response,
+        Err(refusal) => return refusal.into_response(),
     };
     upgrade.on_upgrade(move |socket| async move {
         let id = format!("exec-{}", SESSION.fetch_add(1, Ordering::Relaxed));
@@ -138,17 +141,15 @@ pub(super) async fn exec(
 
 fn websocket(
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
-) -> Result<WebSocketUpgrade, Response> {
+) -> Result<WebSocketUpgrade, Refusal> {
     let upgrade = upgrade.map_err(|_| {
         let message = "this endpoint speaks websocket only (v5.channel.k8s.io); use kubectl 1.30 or newer";
-        (StatusCode::BAD_REQUEST, message).into_response()
+        Refusal(StatusCode::BAD_REQUEST, message.into())
     })?;
     channels::negotiate(upgrade).ok_or_else(|| {
-        let message = format!(
-            "unsupported websocket subprotocol; this endpoint speaks {}",
-            channels::PROTOCOLS.join(", ")
-        );
-        (StatusCode::BAD_REQUEST, message).into_response()
+        let protocols = channels::PROTOCOLS.join(", ");
+        let message = format!("unsupported websocket subprotocol; this endpoint speaks {protocols}");
+        Refusal(StatusCode::BAD_REQUEST, message)
     })
 }
 
@@ -390,15 +391,15 @@ pub(super) async fn attach(
     let options = Options::parse(&query.unwrap_or_default());
     let handle = match find_pod(&shared, &namespace, &pod) {
         Ok(handle) => handle,
-        Err(response) => return response,
+        Err(refusal) => return refusal.into_response(),
     };
     let live = match find_live(&handle, &container) {
         Ok((_, live)) => live,
-        Err(response) => return response,
+        Err(refusal) => return refusal.into_response(),
     };
     let upgrade = match websocket(upgrade) {
         Ok(upgrade) => upgrade,
-        Err(response) => return response,
+        Err(refusal) => return refusal.into_response(),
     };
     upgrade.on_upgrade(move |socket| run_attach(socket, handle, container, live, options))
 }

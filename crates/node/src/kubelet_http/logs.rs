@@ -241,7 +241,7 @@ pub(super) async fn logs(
     };
     let handle = match find_pod(&shared, &namespace, &pod) {
         Ok(handle) => handle,
-        Err(response) => return response,
+        Err(refusal) => return refusal.into_response(),
     };
     let bad = |message: String| (StatusCode::BAD_REQUEST, message).into_response();
     if !handle.names.contains(&container) {
