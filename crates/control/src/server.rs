@@ -161,10 +161,11 @@ pub async fn start(
     let hub = Hub::start(mesh.clone(), metrics.clone(), board.clone(), wants).map_err(StartError::Thread)?;
     tasks.spawn(secrets::run(client.clone(), hub.clone(), requests));
     let (jobs, statuses) = mpsc::unbounded_channel();
-    tasks.spawn(status::run(client.clone(), hub.clone(), statuses));
+    tasks.spawn(status::run(client.clone(), hub.clone(), board.clone(), statuses));
     let watches = Watches {
         client: client.clone(),
         hub: hub.clone(),
+        board: board.clone(),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         status: jobs,

@@ -11,6 +11,7 @@ use mantlet_xds::ResourceType;
 use mantlet_xds::server::StreamEvent;
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use super::metrics::{PilotMetrics, StreamGuard};
 
@@ -26,8 +27,11 @@ pub type StreamId = u64;
 #[derive(Clone)]
 pub struct Board {
     inner: Arc<Mutex<BTreeMap<StreamId, Row>>>,
+    /// Kind → highest resource version that was handed to the hub.
+    seen: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     metrics: PilotMetrics,
     identifier: Arc<str>,
+    progress: watch::Sender<()>,
 }
 
 struct Row {
@@ -80,13 +84,30 @@ impl Board {
     pub fn new(metrics: PilotMetrics, identifier: &str) -> Board {
         Board {
             inner: Arc::default(),
+            seen: Arc::default(),
             metrics,
             identifier: identifier.into(),
+            progress: watch::Sender::new(()),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<StreamId, Row>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A watch has handed an object of this version to the hub.
+    pub fn saw(&self, what: &'static str, resource_version: Option<&str>) {
+        // Versions are numbers in every API server there is, and comparable by contract since Kubernetes 1.35.
+        if let Some(version) = resource_version.and_then(|version| version.parse::<u64>().ok()) {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = seen.entry(what).or_default();
+            *known = version.max(*known);
+        }
+    }
+
+    /// Kind → highest resource version that the hub was handed.
+    pub fn seen(&self) -> BTreeMap<&'static str, u64> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A stream was admitted.
@@ -108,6 +129,7 @@ impl Board {
     /// A stream ended.
     pub fn closed(&self, id: StreamId) {
         self.lock().remove(&id);
+        self.progress.send_replace(());
         self.count_refusals();
     }
 
@@ -124,6 +146,19 @@ impl Board {
             state.waiting = state.subscribed;
         }
         row.settle();
+        drop(rows);
+        self.progress.send_replace(());
+    }
+
+    /// How many proxies run at least `revision`, and how many there are.
+    pub fn confirmed(&self, revision: u64) -> (usize, usize) {
+        let rows = self.lock();
+        (rows.values().filter(|row| row.acked >= revision).count(), rows.len())
+    }
+
+    /// Changes whenever an answer of [`Board::confirmed`] may have changed.
+    pub fn progress(&self) -> watch::Receiver<()> {
+        self.progress.subscribe()
     }
 
     /// An event of a stream.
@@ -170,6 +205,7 @@ impl Board {
             StreamEvent::Closed => {}
         }
         drop(rows);
+        self.progress.send_replace(());
         self.count_refusals();
     }
 

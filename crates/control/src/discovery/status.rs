@@ -1,7 +1,11 @@
-//! Tells users on the object itself what could not be translated as written.
+//! Tells users on the object itself whether it is in force.
 //!
-//! Condition `Reconciled` (Istio's name) in `status.conditions`: absent while all is well and nothing was ever reported; `False`
-//! with the reasons; back to `True` when they are gone. Written by merge patch on the status subresource.
+//! Condition `Reconciled` (Istio's name) in `status.conditions`: `False` with the reasons as soon as something cannot be translated
+//! as written; `True` once every connected proxy has confirmed the configuration that the object led to. Until then
+//! the former condition stands, and its `observedGeneration` says of which version it speaks. `mantlet lab` and
+//! `istioctl x wait` look at it. Written by merge patch on the status subresource.
+
+use std::collections::BTreeMap;
 
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Client, ResourceExt};
@@ -10,6 +14,7 @@ use mantlet_translate::{authz, virtual_service};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::board::Board;
 use super::hub::Hub;
 
 /// The condition's type.
@@ -21,9 +26,20 @@ pub struct StatusJob {
     namespace: String,
     name: String,
     generation: i64,
-    /// The condition as it stands: status and message.
-    current: Option<(String, String)>,
+    /// The condition as it stands.
+    current: Option<Current>,
 }
+
+/// A condition that was written earlier.
+#[derive(PartialEq, Eq)]
+struct Current {
+    status: String,
+    message: String,
+    generation: String,
+}
+
+/// Objects whose condition waits for proxies, by kind, namespace and name: the job and the revision they must confirm.
+type Pending = BTreeMap<(Kind, String, String), (StatusJob, u64)>;
 
 impl StatusJob {
     /// For an object as it was seen.
@@ -34,8 +50,13 @@ impl StatusJob {
             .flatten()
             .find(|c| c["type"] == CONDITION)
             .map(|c| {
-                let text = |key: &str| c[key].as_str().unwrap_or_default().to_string();
-                (text("status"), text("message"))
+                let text = |value: &Value| value.as_str().map(String::from);
+                let generation = object.data.pointer("/status/observedGeneration").and_then(text);
+                Current {
+                    status: text(&c["status"]).unwrap_or_default(),
+                    message: text(&c["message"]).unwrap_or_default(),
+                    generation: generation.unwrap_or_default(),
+                }
             });
         StatusJob {
             kind,
@@ -47,25 +68,68 @@ impl StatusJob {
     }
 }
 
-/// Writes statuses until the sender is gone.
-pub async fn run(client: Client, hub: Hub, mut jobs: mpsc::UnboundedReceiver<StatusJob>) {
-    while let Some(job) = jobs.recv().await {
-        let (kind, namespace, name) = (job.kind, job.namespace.clone(), job.name.clone());
-        // The change was queued before this job, and questions are answered after it.
-        let problems = hub.ask(move |view| problems(view.world, kind, &namespace, &name)).await;
-        let Some(Some(problems)) = problems else { continue };
-        for problem in &problems {
-            tracing::warn!(target: "config", "{} {}/{}: {problem}", kind.name(), job.namespace, job.name);
+/// Writes statuses until the sender of jobs is gone.
+pub async fn run(client: Client, hub: Hub, board: Board, mut jobs: mpsc::UnboundedReceiver<StatusJob>) {
+    let mut progress = board.progress();
+    let mut pending = Pending::new();
+    loop {
+        tokio::select! {
+            job = jobs.recv() => match job {
+                Some(job) => examine(&client, &hub, &mut pending, job).await,
+                None => return,
+            },
+            _ = progress.changed() => {}
         }
-        let message = problems.join("; ");
-        let status = if problems.is_empty() { "True" } else { "False" };
-        let needed = match &job.current {
-            None => !problems.is_empty(),
-            Some((old_status, old_message)) => old_status != status || *old_message != message,
-        };
-        if needed && let Err(error) = write(&client, &job, status, &message).await {
-            tracing::warn!(target: "status", "{} {}/{}: {error}", kind.name(), job.namespace, job.name);
+        let ready: Vec<_> = pending
+            .iter()
+            .filter(|(_, (_, revision))| {
+                let (confirmed, all) = board.confirmed(*revision);
+                confirmed == all
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in ready {
+            if let Some((job, revision)) = pending.remove(&key) {
+                let (confirmed, all) = board.confirmed(revision);
+                settle(&client, &job, "True", &format!("{confirmed}/{all} proxies up to date.")).await;
+            }
         }
+    }
+}
+
+/// Looks at an object: a problem is written at once, anything else waits for the proxies.
+async fn examine(client: &Client, hub: &Hub, pending: &mut Pending, job: StatusJob) {
+    let (kind, namespace, name) = (job.kind, job.namespace.clone(), job.name.clone());
+    // The change was queued before this job, and questions are answered after it, with the revision it led to.
+    let found = hub
+        .ask(move |view| (problems(view.world, kind, &namespace, &name), view.revision))
+        .await;
+    let key = (job.kind, job.namespace.clone(), job.name.clone());
+    let Some((Some(problems), revision)) = found else {
+        pending.remove(&key);
+        return;
+    };
+    for problem in &problems {
+        tracing::warn!(target: "config", "{} {}/{}: {problem}", job.kind.name(), job.namespace, job.name);
+    }
+    if problems.is_empty() {
+        pending.insert(key, (job, revision));
+    } else {
+        pending.remove(&key);
+        settle(client, &job, "False", &problems.join("; ")).await;
+    }
+}
+
+/// Writes a condition unless it stands there already. How many proxies there were when an object was confirmed is
+/// not written again for each proxy that comes later.
+async fn settle(client: &Client, job: &StatusJob, status: &str, message: &str) {
+    let stands = job.current.as_ref().is_some_and(|current| {
+        current.status == status
+            && current.generation == job.generation.to_string()
+            && (status == "True" || current.message == message)
+    });
+    if !stands && let Err(error) = write(client, job, status, message).await {
+        tracing::warn!(target: "status", "{} {}/{}: {error}", job.kind.name(), job.namespace, job.name);
     }
 }
 
@@ -85,7 +149,8 @@ fn problems(world: &mantlet_translate::world::World, kind: Kind, namespace: &str
                 .find(|c| c.meta.namespace == namespace && c.meta.name == name)?;
             Some(virtual_service::problems(config))
         }
-        _ => None,
+        // Kinds whose translation keeps no list of problems; a deleted object's patch is refused by the API server.
+        _ => Some(Vec::new()),
     }
 }
 

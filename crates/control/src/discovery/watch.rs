@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::board::Board;
 use super::hub::Hub;
 use super::metrics::PilotMetrics;
 use super::status::StatusJob;
@@ -33,6 +34,8 @@ pub struct Watches {
     pub client: Client,
     /// Where changes go.
     pub hub: Hub,
+    /// Told which versions went there.
+    pub board: Board,
     /// Counts changes.
     pub metrics: PilotMetrics,
     /// Gets a condition per kind.
@@ -123,10 +126,8 @@ impl Watches {
                 },
                 move |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_config(kind, &ns, &name)),
                 move |object: &DynamicObject, watches: &Watches| {
-                    if matches!(kind, Kind::AuthorizationPolicy | Kind::VirtualService) {
-                        // Without a status writer nobody is told.
-                        let _ = watches.status.send(StatusJob::look(kind, object));
-                    }
+                    // Without a status writer nobody is told.
+                    let _ = watches.status.send(StatusJob::look(kind, object));
                 },
             ));
         }
@@ -155,6 +156,7 @@ impl Watches {
                 Ok(Event::InitApply(object)) => {
                     listed.insert(key(&object));
                     self.hub.change(set(&object, &self));
+                    self.board.saw(what, object.meta().resource_version.as_deref());
                     then(&object, &self);
                 }
                 Ok(Event::InitDone) => {
@@ -168,6 +170,7 @@ impl Watches {
                     self.metrics.inbound_updates.with(&[what]).inc();
                     known.insert(key(&object));
                     self.hub.change(set(&object, &self));
+                    self.board.saw(what, object.meta().resource_version.as_deref());
                     then(&object, &self);
                 }
                 Ok(Event::Delete(object)) => {
