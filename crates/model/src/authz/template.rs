@@ -76,11 +76,6 @@ impl Template {
     }
 }
 
-/// Characters that operators stand for: those of an RFC 3986 path segment, without `*`.
-fn is_segment(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&byte)
-}
-
 fn run(tokens: &[Token], path: &[u8]) -> bool {
     let Some((first, rest)) = tokens.split_first() else {
         return path.is_empty();
@@ -88,7 +83,7 @@ fn run(tokens: &[Token], path: &[u8]) -> bool {
     match first {
         Token::Literal(text) => path.strip_prefix(text.as_bytes()).is_some_and(|after| run(rest, after)),
         Token::One => {
-            let length = path.iter().take_while(|b| is_segment(**b)).count();
+            let length = path.iter().take_while(|b| **b != b'/').count();
             (1..=length).rev().any(|n| run(rest, &path[n..]))
         }
         // `{**}` is the last operator: what follows is one literal at most.
@@ -97,8 +92,7 @@ fn run(tokens: &[Token], path: &[u8]) -> bool {
                 [Token::Literal(text)] => text.as_bytes(),
                 _ => b"",
             };
-            path.strip_suffix(tail)
-                .is_some_and(|middle| middle.iter().all(|b| is_segment(*b) || *b == b'/'))
+            path.ends_with(tail)
         }
     }
 }

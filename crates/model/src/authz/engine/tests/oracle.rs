@@ -164,10 +164,7 @@ pub(super) fn atom(a: &Atom, request: &Request) -> Option<bool> {
         }
         (Attribute::Method, m) => each(m, http(vec![request.method.clone()]), true),
         (Attribute::Path, Matcher::Template(t)) => {
-            let class = "[a-zA-Z0-9._~%!$&'()+,;:@=-]";
-            let pattern = quoted(t)
-                .replace(r"\{\*\*\}", &format!("(?:{class}|/)*"))
-                .replace(r"\{\*\}", &format!("{class}+"));
+            let pattern = quoted(t).replace(r"\{\*\*\}", ".*").replace(r"\{\*\}", "[^/]+");
             Some(request.http && full(&pattern).unwrap().is_match(&request.path))
         }
         (Attribute::Path, m) => each(m, http(vec![request.path.clone()]), false),
