@@ -112,6 +112,6 @@ fn selector_matches(selector: &Value, labels: &std::collections::BTreeMap<String
 }
 
 /// The name of the webhook's object for a revision.
-pub fn webhook_name(revision: &str) -> String {
+pub(super) fn webhook_name(revision: &str) -> String {
     names::with_revision("istio-sidecar-injector", revision)
 }

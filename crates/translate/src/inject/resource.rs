@@ -1,6 +1,6 @@
 //! Injection into manifests (`istioctl kube-inject`): finds the pod template of each workload kind.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Decision, InjectConfig, InjectError, Owner, PodRequest, inject};
 
@@ -92,10 +92,9 @@ pub fn kube_inject_one(
             }
             if let Some(place) = object.pointer_mut(template) {
                 *place = injected.pod;
-                if place.pointer("/metadata/creationTimestamp") == Some(&json!(null)) {
-                    if let Some(metadata) = place.get_mut("metadata").and_then(Value::as_object_mut) {
-                        metadata.remove("creationTimestamp");
-                    }
+                let metadata = place.get_mut("metadata").and_then(Value::as_object_mut);
+                if let Some(metadata) = metadata.filter(|m| m.get("creationTimestamp") == Some(&Value::Null)) {
+                    metadata.shift_remove("creationTimestamp");
                 }
             }
             Ok((object, injected.warnings))

@@ -44,10 +44,9 @@ pub(super) fn strip(pod: &mut Value) {
             }
         }
     }
-    if let Some(probers) = proxy_env.iter().find(|(name, _)| name == "ISTIO_KUBE_APP_PROBERS") {
-        if let Ok(Value::Object(probers)) = serde_json::from_str(&probers.1) {
-            super::probes::restore(pod, &probers);
-        }
+    let probers = proxy_env.iter().find(|(name, _)| name == "ISTIO_KUBE_APP_PROBERS");
+    if let Some(Ok(Value::Object(probers))) = probers.map(|(_, text)| serde_json::from_str(text)) {
+        super::probes::restore(pod, &probers);
     }
     let scrape: Option<Value> = proxy_env
         .iter()

@@ -169,7 +169,6 @@ fn deployment(spec: &Spec) -> Value {
             { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true },
             { "name": "local-certs", "mountPath": "/var/run/secrets/istio-dns" },
             { "name": "cacerts", "mountPath": "/etc/cacerts", "readOnly": true },
-            { "name": "istio-kubeconfig", "mountPath": "/var/run/secrets/remote", "readOnly": true },
         ],
     });
     if !values.global.image_pull_policy.is_empty() {
@@ -186,7 +185,6 @@ fn deployment(spec: &Spec) -> Value {
                 { "serviceAccountToken": { "audience": values.global.sds.token.aud, "expirationSeconds": 43200, "path": "istio-token" } },
             ] } },
             { "name": "cacerts", "secret": { "secretName": "cacerts", "optional": true } },
-            { "name": "istio-kubeconfig", "secret": { "secretName": "istio-kubeconfig", "optional": true } },
         ],
     });
     pod_settings(spec, &pilot.node_selector, &mut pod);
@@ -244,7 +242,6 @@ fn env(spec: &Spec) -> Value {
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
         field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-        literal("KUBECONFIG", "/var/run/secrets/remote/config"),
         literal("PILOT_TRACE_SAMPLING", &values.pilot.trace_sampling.to_string()),
         literal("CLUSTER_ID", &values.global.multi_cluster.cluster_name),
         literal("PLATFORM", &values.global.platform),
