@@ -97,8 +97,13 @@ fn watch(program: i32, lifeline: BorrowedFd<'_>, signals: &SignalFd) -> Result<i
 fn build_root(dirs: &[(PathBuf, Option<OwnedFd>, bool)]) -> Result<(), SandboxError> {
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .step("making mounts private")?;
-    // Any existing directory does; the host's own /tmp is not touched, since this mount exists only in here.
-    let root = Path::new("/tmp");
+    // Any existing directory does that hides nothing of what is bound by its path below; the host's own directory is not
+    // touched, since this mount exists only in here.
+    let root = ["/mnt", "/tmp", "/srv", "/media", "/opt", "/run", "/var"]
+        .iter()
+        .map(Path::new)
+        .find(|candidate| candidate.is_dir() && !dirs.iter().any(|(path, ..)| path.starts_with(candidate)))
+        .ok_or_else(|| SandboxError::Arguments("no directory is free to build the root on".into()))?;
     mount_tmpfs(root, "mode=0755,size=256m")?;
     for name in SYSTEM_DIRS {
         bind_system_dir(Path::new("/"), root, name).step(format!("binding /{name}"))?;
