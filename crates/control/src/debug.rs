@@ -87,10 +87,12 @@ impl Debug {
         match page {
             Page::Syncz => json(&self.board.rows()),
             Page::Distribution => {
+                // Read first: what the hub was handed before it is asked is part of its answer.
+                let seen = self.board.seen();
                 let Some(revision) = self.hub.ask(|view| view.revision).await else {
                     return gone();
                 };
-                json(&json!({"revision": revision, "proxies": self.board.distribution()}))
+                json(&json!({"revision": revision, "seen": seen, "proxies": self.board.distribution()}))
             }
             Page::ConfigDump => {
                 let Some(wanted) = wanted else {

@@ -8,7 +8,7 @@
 pub mod describe;
 pub mod proxy_config;
 pub mod proxy_status;
-mod target;
+pub(crate) mod target;
 
 use std::fmt;
 

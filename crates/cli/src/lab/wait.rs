@@ -8,18 +8,22 @@
 //! | `address service/NAME [NAMESPACE]` | its load balancer has an address |
 //! | `gone KIND/NAME [NAMESPACE]` | it does not exist |
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::DynamicObject;
-use kube::core::GroupVersionKind;
+use kube::api::{DynamicObject, ListParams};
 use kube::discovery::{Discovery, Scope};
 use kube::runtime::wait::await_condition;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
+use serde::Deserialize;
+
+use crate::inspect::target;
 
 /// Waits for one line.
 ///
@@ -102,29 +106,72 @@ async fn address(client: &Client, namespace: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// `status.conditions` says `Reconciled`, for the current generation: what `istioctl x wait` looks at too.
-fn is_enforced(object: Option<&DynamicObject>) -> bool {
-    let Some(object) = object else { return false };
-    let generation = object.metadata.generation.unwrap_or(0);
-    let status = &object.data["status"];
-    let reconciled = |condition: &serde_json::Value| {
-        let seen = condition["observedGeneration"].as_i64().or(status["observedGeneration"].as_i64());
-        let seen = seen.or_else(|| status["observedGeneration"].as_str().and_then(|text| text.parse().ok()));
-        condition["type"] == "Reconciled" && condition["status"] == "True" && seen.is_none_or(|seen| seen >= generation)
+/// How long to wait before the control plane is asked again.
+const PAUSE: Duration = Duration::from_millis(30);
+
+/// Where a control plane and its proxies stand (`/debug/distribution`).
+#[derive(Debug, Deserialize)]
+struct Distribution {
+    /// Counts changes of the world.
+    revision: u64,
+    /// Kind → highest resource version that is part of the world.
+    seen: BTreeMap<String, u64>,
+    proxies: Vec<Proxy>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Proxy {
+    /// `pod.namespace`.
+    proxy: String,
+    /// Revision that it runs.
+    acked: u64,
+}
+
+/// Whether every control plane knows the object's version, and every proxy of `wanted` runs what follows from it.
+fn is_enforced(planes: &[Distribution], plural: &str, version: u64, wanted: &BTreeSet<String>) -> bool {
+    let current = |plane: &&Distribution| plane.seen.get(plural).is_some_and(|seen| *seen >= version);
+    let running = |proxy: &String| {
+        planes.iter().any(|plane| plane.proxies.iter().any(|one| one.proxy == *proxy && one.acked >= plane.revision))
     };
-    status["conditions"].as_array().into_iter().flatten().any(reconciled)
+    !planes.is_empty() && planes.iter().all(|plane| current(&plane)) && wanted.iter().all(running)
 }
 
 async fn enforced(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<()> {
-    on_object(client, namespace, kind, |api| async move {
-        await_condition(api, name, |object: Option<&DynamicObject>| is_enforced(object)).await?;
-        Ok(())
+    on_object(client, namespace, kind, |api, plural| async move {
+        let object = api.get_metadata(name).await?;
+        let version = object.resource_version().and_then(|version| version.parse().ok()).context("a numeric resource version")?;
+        loop {
+            let wanted = injected_pods(client).await?;
+            let mut planes = Vec::new();
+            for pod in target::control_planes(client, "istio-system").await? {
+                let command = ["pilot-discovery", "request", "GET", "/debug/distribution"];
+                let answer = target::ask(client, &pod, "discovery", &command).await?;
+                planes.push(serde_json::from_slice(&answer).context("the control plane's answer")?);
+            }
+            if is_enforced(&planes, &plural, version, &wanted) {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     })
     .await
 }
 
+/// Running pods with a proxy, as the control plane names them.
+async fn injected_pods(client: &Client) -> Result<BTreeSet<String>> {
+    let pods: Api<Pod> = Api::all(client.clone());
+    let list = pods.list(&ListParams::default()).await?;
+    let has_proxy = |pod: &&Pod| {
+        let running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+        let containers = pod.spec.iter().flat_map(|spec| spec.containers.iter());
+        running && pod.metadata.deletion_timestamp.is_none() && containers.into_iter().any(|one| one.name == "istio-proxy")
+    };
+    let name = |pod: &Pod| format!("{}.{}", pod.name_any(), pod.namespace().unwrap_or_default());
+    Ok(list.items.iter().filter(has_proxy).map(name).collect())
+}
+
 async fn gone(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<()> {
-    on_object(client, namespace, kind, |api| async move {
+    on_object(client, namespace, kind, |api, _plural| async move {
         await_condition(api, name, |object: Option<&DynamicObject>| object.is_none()).await?;
         Ok(())
     })
@@ -133,7 +180,7 @@ async fn gone(client: &Client, namespace: &str, kind: &str, name: &str) -> Resul
 
 async fn on_object<F, Fut>(client: &Client, namespace: &str, kind: &str, act: F) -> Result<()>
 where
-    F: FnOnce(Api<DynamicObject>) -> Fut,
+    F: FnOnce(Api<DynamicObject>, String) -> Fut,
     Fut: Future<Output = Result<()>>,
 {
     let discovery = Discovery::new(client.clone()).run().await?;
@@ -143,13 +190,11 @@ where
             if !matches {
                 continue;
             }
-            let gvk = GroupVersionKind::gvk(&resource.group, &resource.version, &resource.kind);
-            tracing::debug!(?gvk, "waiting on");
             let api = match capabilities.scope {
                 Scope::Namespaced => Api::namespaced_with(client.clone(), namespace, &resource),
                 Scope::Cluster => Api::all_with(client.clone(), &resource),
             };
-            return act(api).await;
+            return act(api, resource.plural).await;
         }
     }
     bail!("the cluster has no kind {kind:?}")
@@ -159,23 +204,23 @@ where
 mod tests {
     use super::*;
 
-    fn object(generation: i64, status: serde_json::Value) -> DynamicObject {
-        serde_json::from_value(serde_json::json!({
-            "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
-            "metadata": {"name": "x", "generation": generation}, "status": status,
-        }))
-        .expect("an object")
-    }
-
     #[test]
-    fn only_the_current_version_counts_as_enforced() {
-        let condition = |seen: i64, status: &str| {
-            serde_json::json!({"observedGeneration": seen, "conditions": [{"type": "Reconciled", "status": status}]})
+    fn a_policy_is_in_force_when_every_proxy_runs_it() {
+        let plane = |seen: u64, acked: u64| Distribution {
+            revision: 7,
+            seen: BTreeMap::from([("peerauthentications".to_owned(), seen)]),
+            proxies: vec![
+                Proxy { proxy: "a.default".to_owned(), acked: 7 },
+                Proxy { proxy: "b.default".to_owned(), acked },
+            ],
         };
-        assert!(is_enforced(Some(&object(2, condition(2, "True")))));
-        assert!(!is_enforced(Some(&object(2, condition(1, "True")))));
-        assert!(!is_enforced(Some(&object(2, condition(2, "False")))));
-        assert!(!is_enforced(Some(&object(2, serde_json::json!({})))));
-        assert!(!is_enforced(None));
+        let wanted = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let both = wanted(&["a.default", "b.default"]);
+        let check = |plane, wanted: &BTreeSet<String>| is_enforced(&[plane], "peerauthentications", 40, wanted);
+        assert!(check(plane(40, 7), &both));
+        assert!(!check(plane(39, 7), &both), "the control plane has not seen it");
+        assert!(!check(plane(40, 6), &both), "a proxy has not confirmed it");
+        assert!(!check(plane(40, 7), &wanted(&["c.default"])), "a proxy is not connected");
+        assert!(!is_enforced(&[], "peerauthentications", 40, &both));
     }
 }
