@@ -43,7 +43,15 @@ pub fn resolve<'a>(world: &'a World, service: &'a Service, port: &ServicePort) -
                     (false, true) => Health::Draining,
                     (false, false) => continue,
                 };
-                let workload = entry.pod.as_deref().and_then(|p| world.pod(&service.namespace, p));
+                let workload = match &entry.pod {
+                    None => None,
+                    // A pod that is not known yet, or not any more: without its labels and account it could only be
+                    // reached in plaintext, so it waits for them.
+                    Some(name) => match world.pod(&service.namespace, name) {
+                        Some(workload) => Some(workload),
+                        None => continue,
+                    },
+                };
                 out.push(of_workload(
                     entry.address.to_string(),
                     *number,

@@ -284,7 +284,7 @@ impl Builder<'_> {
             .credential_names
             .first()
             .map(String::as_str)
-            .or_else(|| Some(settings.credential_name.as_str()))
+            .or(Some(settings.credential_name.as_str()))
             .filter(|c| !c.is_empty());
         let certificate = match credential {
             Some(name) => format!("kubernetes://{name}"),

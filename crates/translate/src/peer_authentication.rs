@@ -116,6 +116,3 @@ fn explicit(mode: MutualTlsMode) -> Option<Mode> {
         MutualTlsMode::Strict => Some(Mode::Strict),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -26,9 +26,8 @@ pub enum Protocol {
 impl Protocol {
     /// Protocol of a Kubernetes Service port (S6.40–S6.43).
     pub fn of_service_port(transport: Option<&str>, app_protocol: Option<&str>, name: Option<&str>, port: u16) -> Self {
-        match transport {
-            Some("UDP" | "SCTP") => return Protocol::Udp,
-            _ => {}
+        if matches!(transport, Some("UDP" | "SCTP")) {
+            return Protocol::Udp;
         }
         if let Some(app) = app_protocol.filter(|a| !a.is_empty()) {
             // An unknown appProtocol is inspected, even where the name says otherwise (S6.42).

@@ -45,7 +45,10 @@ fn call(listener: &Listener, port: u16, call: Call) -> Outcome {
         Call::PlainHttp | Call::PlainTcp => (Transport::Raw, vec![]),
         _ if !tls => (Transport::Raw, vec![]),
         Call::ForeignTls => (Transport::Tls, vec!["h2".into(), "http/1.1".into()]),
-        Call::IstioHttp => (Transport::Tls, vec!["istio-http/1.1".into(), "istio".into(), "http/1.1".into()]),
+        Call::IstioHttp => (
+            Transport::Tls,
+            vec!["istio-http/1.1".into(), "istio".into(), "http/1.1".into()],
+        ),
         Call::IstioTcp => (Transport::Tls, vec!["istio-peer-exchange".into(), "istio".into()]),
     };
     let destination: SocketAddr = format!("10.0.0.1:{port}").parse().unwrap();
@@ -120,7 +123,11 @@ fn tcp_port() {
 #[test]
 fn http_port() {
     assert_eq!(row("http", 8080, PlainHttp), [http(), http(), Closed]);
-    assert_eq!(row("http", 8080, PlainTcp), [http(), http(), Closed], "a codec error, or closed");
+    assert_eq!(
+        row("http", 8080, PlainTcp),
+        [http(), http(), Closed],
+        "a codec error, or closed"
+    );
     assert_eq!(row("http", 8080, ForeignTls), [http(), Closed, mtls_http()]);
     assert_eq!(row("http", 8080, IstioHttp), [http(), mtls_http(), mtls_http()]);
     assert_eq!(row("http", 8080, IstioTcp), [http(), mtls_http(), mtls_http()]);
@@ -179,7 +186,11 @@ fn the_capture_port_itself_is_a_black_hole() {
 #[test]
 fn port_level_modes() {
     // S1.49, without a Sidecar: a declared port and one that no service declares.
-    let listener = listener("http", "STRICT", "  portLevelMtls: {8080: {mode: DISABLE}, 9090: {mode: DISABLE}}\n");
+    let listener = listener(
+        "http",
+        "STRICT",
+        "  portLevelMtls: {8080: {mode: DISABLE}, 9090: {mode: DISABLE}}\n",
+    );
     assert_eq!(call(&listener, 8080, PlainHttp), http());
     assert_eq!(call(&listener, 8080, IstioHttp), http(), "undecrypted, a codec error");
     let passthrough = Outcome::Tcp(names::INBOUND_PASSTHROUGH.into());
@@ -194,7 +205,11 @@ fn a_strict_port_under_a_disabled_workload() {
     assert_eq!(call(&listener, 8080, PlainTcp), Closed);
     assert_eq!(call(&listener, 8080, IstioTcp), mtls_tcp());
     let passthrough = Outcome::Tcp(names::INBOUND_PASSTHROUGH.into());
-    assert_eq!(call(&listener, 7000, ForeignTls), passthrough, "TLS of others passes untouched");
+    assert_eq!(
+        call(&listener, 7000, ForeignTls),
+        passthrough,
+        "TLS of others passes untouched"
+    );
     assert_eq!(call(&listener, 7000, PlainTcp), passthrough);
 }
 

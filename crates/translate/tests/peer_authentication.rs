@@ -29,12 +29,20 @@ const WEB: [(&str, &str); 1] = [("app", "web")];
 fn levels_from_weak_to_strong() {
     let mesh = policy("m", ROOT, 1, "{mtls: {mode: STRICT}}");
     let space = policy("wide", "a", 1, "{mtls: {mode: DISABLE}}");
-    let work = policy("w", "a", 1, "{selector: {matchLabels: {app: web}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {8080: {mode: STRICT}, 9090: {}}}");
+    let work = policy(
+        "w",
+        "a",
+        1,
+        "{selector: {matchLabels: {app: web}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {8080: {mode: STRICT}, 9090: {}}}",
+    );
     for (yaml, want) in [
         (String::new(), (Permissive, vec![])),
         (mesh.clone(), (Strict, vec![])),
         (format!("{mesh}{space}"), (Disable, vec![])),
-        (format!("{mesh}{space}{work}"), (Permissive, vec![(8080, Strict), (9090, Permissive)])),
+        (
+            format!("{mesh}{space}{work}"),
+            (Permissive, vec![(8080, Strict), (9090, Permissive)]),
+        ),
     ] {
         assert_eq!(modes(&world(&yaml), "a", &WEB), want, "{yaml}");
     }
@@ -51,13 +59,30 @@ fn unset_inherits() {
         assert_eq!(namespace_mode(&world(&mesh), "a"), Some(Permissive), "S1.6 {unset}");
         let strict = policy("m", ROOT, 1, "{mtls: {mode: STRICT}}");
         let space = policy("wide", "a", 1, unset);
-        assert_eq!(namespace_mode(&world(&format!("{strict}{space}")), "a"), Some(Strict), "S1.7 {unset}");
-        assert_eq!(namespace_mode(&world(&space), "a"), Some(Permissive), "S1.7 without mesh {unset}");
+        assert_eq!(
+            namespace_mode(&world(&format!("{strict}{space}")), "a"),
+            Some(Strict),
+            "S1.7 {unset}"
+        );
+        assert_eq!(
+            namespace_mode(&world(&space), "a"),
+            Some(Permissive),
+            "S1.7 without mesh {unset}"
+        );
     }
     assert_eq!(namespace_mode(&world(""), "a"), None);
-    let work = policy("w", "a", 1, "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: UNSET}}}");
+    let work = policy(
+        "w",
+        "a",
+        1,
+        "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: UNSET}}}",
+    );
     let space = policy("wide", "a", 1, "{mtls: {mode: STRICT}}");
-    assert_eq!(modes(&world(&format!("{space}{work}")), "a", &WEB), (Strict, vec![(80, Strict)]), "S1.8");
+    assert_eq!(
+        modes(&world(&format!("{space}{work}")), "a", &WEB),
+        (Strict, vec![(80, Strict)]),
+        "S1.8"
+    );
 }
 
 #[test]
@@ -79,14 +104,32 @@ fn only_the_oldest_counts_and_deletion_falls_back() {
 fn the_oldest_is_not_completed_by_younger_ones() {
     let yaml = policy("old", "a", 1, "{}") + &policy("young", "a", 2, "{mtls: {mode: STRICT}}");
     assert_eq!(namespace_mode(&world(&yaml), "a"), Some(Permissive), "S1.3");
-    let yaml = policy("old", "a", 1, "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: DISABLE}}}")
-        + &policy("young", "a", 2, "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {81: {mode: STRICT}}}");
-    assert_eq!(modes(&world(&yaml), "a", &WEB), (Permissive, vec![(80, Disable)]), "S1.4");
+    let yaml = policy(
+        "old",
+        "a",
+        1,
+        "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: DISABLE}}}",
+    ) + &policy(
+        "young",
+        "a",
+        2,
+        "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {81: {mode: STRICT}}}",
+    );
+    assert_eq!(
+        modes(&world(&yaml), "a", &WEB),
+        (Permissive, vec![(80, Disable)]),
+        "S1.4"
+    );
 }
 
 #[test]
 fn a_selector_in_the_root_namespace_counts_nowhere() {
-    let yaml = policy("m", ROOT, 1, "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}");
+    let yaml = policy(
+        "m",
+        ROOT,
+        1,
+        "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}",
+    );
     let all = world(&yaml);
     assert_eq!(modes(&all, "a", &WEB).0, Permissive, "S1.10");
     assert_eq!(modes(&all, ROOT, &WEB).0, Permissive, "S1.10");
@@ -97,13 +140,23 @@ fn a_selector_in_the_root_namespace_counts_nowhere() {
 
 #[test]
 fn port_modes_of_wide_policies_are_ignored() {
-    let yaml = policy("wide", "a", 1, "{mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}");
+    let yaml = policy(
+        "wide",
+        "a",
+        1,
+        "{mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}",
+    );
     assert_eq!(modes(&world(&yaml), "a", &WEB), (Strict, vec![]), "S1.9");
 }
 
 #[test]
 fn a_policy_that_cannot_be_read_is_strict_on_its_target() {
-    let yaml = policy("w", "a", 1, "{selector: {matchLabels: {app: web}}, mtls: {mode: SOMETIMES}}");
+    let yaml = policy(
+        "w",
+        "a",
+        1,
+        "{selector: {matchLabels: {app: web}}, mtls: {mode: SOMETIMES}}",
+    );
     let all = world(&yaml);
     assert_eq!(modes(&all, "a", &WEB).0, Strict);
     assert_eq!(modes(&all, "a", &[("app", "other")]).0, Permissive);

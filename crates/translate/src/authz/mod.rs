@@ -470,7 +470,7 @@ impl Context<'_> {
     ) -> Result<Vec<Expr>, Dropped> {
         let mut out = Vec::new();
         for value in values {
-            match read(value) {
+            match read(value).and_then(checked) {
                 Ok(expr) if self.form == Form::Tcp && is_http(&expr) => {
                     // S2.80, S2.81: on TCP such a value drops the rule (ALLOW) or is left out (all others).
                     if self.allow {
@@ -495,6 +495,21 @@ impl Context<'_> {
             message: format!("rule {index}, {name}: {reason}; {consequence}"),
         });
         if self.allow { Err(Dropped) } else { Ok(()) }
+    }
+}
+
+/// What the engine could not evaluate is no better than what cannot be read.
+fn checked(expr: Expr) -> Result<Expr, Bad> {
+    fn walk(expr: &Expr) -> Result<(), String> {
+        match expr {
+            Expr::Atom(atom) => mantlet_model::authz::check(atom),
+            Expr::Not(inner) => walk(inner),
+            Expr::And(children) | Expr::Or(children) => children.iter().try_for_each(walk),
+        }
+    }
+    match walk(&expr) {
+        Ok(()) => Ok(expr),
+        Err(reason) => Err(Bad(reason)),
     }
 }
 

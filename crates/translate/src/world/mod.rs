@@ -431,7 +431,7 @@ impl World {
         let mut spec = object.get("spec").cloned().unwrap_or(Value::Null);
         mantlet_api::object::drop_nulls(&mut spec);
         let namespace = meta.namespace.clone();
-        match kind {
+        let changed = match kind {
             Kind::ServiceEntry => {
                 let config: Config<ServiceEntry> = read_spec(meta, spec, |_, _| {});
                 let name = config.meta.name.clone();
@@ -461,9 +461,12 @@ impl World {
             }),
             Kind::Gateway => self.put_config(read_spec::<Gateway>(meta, spec, |_, _| {}), |n| &mut n.gateways),
             Kind::Sidecar => self.put_config(read_spec::<Sidecar>(meta, spec, |_, _| {}), |n| &mut n.sidecars),
+        };
+        if changed {
+            self.config_effect(kind, &namespace)
+        } else {
+            Effect::NONE
         }
-        .then(|| self.config_effect(kind, &namespace))
-        .unwrap_or(Effect::NONE)
     }
 
     /// Removes a configuration object.

@@ -1,5 +1,5 @@
 //! Worlds from YAML, for the tests of this crate.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
 
@@ -68,7 +68,11 @@ pub fn router(name: &str, namespace: &str, ip: &str, labels: &[(&str, &str)]) ->
 fn node(kind: &str, name: &str, namespace: &str, ip: &str, labels: &[(&str, &str)]) -> ProxyNode {
     let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
     let id = format!("{kind}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local");
-    ProxyNode::parse(&id, &json!({"NAMESPACE": namespace, "LABELS": labels, "MANTLET": "true"})).unwrap()
+    ProxyNode::parse(
+        &id,
+        &json!({"NAMESPACE": namespace, "LABELS": labels, "MANTLET": "true"}),
+    )
+    .unwrap()
 }
 
 /// A pod with a sidecar, its labels `app: NAME`, one container port per entry.

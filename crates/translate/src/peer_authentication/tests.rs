@@ -1,1 +1,0 @@
-//! Placeholder until the tables are written below.
