@@ -19,7 +19,7 @@ use tokio_rustls::StartHandshake;
 
 use crate::config::{Chain, CompiledListener, Config};
 use crate::sniff::{self, Inspect, Kind};
-use crate::stream::Stream;
+use crate::stream::{ReadAhead, Stream};
 use crate::telemetry::record::ConnectionRecord;
 use crate::worker::{Control, Phase, Worker};
 use crate::{http, tcp};
@@ -318,7 +318,7 @@ async fn read_hello(worker: &Rc<Worker>, tcp: &mut TcpStream, seen: &BytesMut) -
 
 /// Ends a connection so that the peer can still read the alert: a close with bytes unread would be a reset, which
 /// throws the alert away.
-async fn linger(mut tcp: TcpStream) {
+async fn linger(mut tcp: ReadAhead) {
     let _ = tcp.shutdown().await;
     let mut rest = [0u8; 1024];
     let drain = async { while tcp.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
@@ -333,7 +333,7 @@ async fn handshake(
     accepted: rustls::server::Accepted,
     tcp: TcpStream,
 ) -> Result<Secured, String> {
-    let start = StartHandshake::from_parts(accepted, tcp);
+    let start = StartHandshake::from_parts(accepted, ReadAhead::new(tcp));
     let made = worker.tls.borrow_mut().server(&worker.shared.secrets, context);
     let tls = match made {
         Ok(tls) => tls,

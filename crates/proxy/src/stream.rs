@@ -19,8 +19,8 @@ pub struct Stream {
 
 enum Inner {
     Tcp(TcpStream),
-    Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Server(Box<tokio_rustls::server::TlsStream<ReadAhead>>),
+    Client(Box<tokio_rustls::client::TlsStream<ReadAhead>>),
 }
 
 impl Stream {
@@ -33,7 +33,7 @@ impl Stream {
     }
 
     /// The accepting end of a TLS connection.
-    pub fn server(tls: tokio_rustls::server::TlsStream<TcpStream>) -> Self {
+    pub fn server(tls: tokio_rustls::server::TlsStream<ReadAhead>) -> Self {
         Stream {
             prefix: Bytes::new(),
             inner: Inner::Server(Box::new(tls)),
@@ -41,7 +41,7 @@ impl Stream {
     }
 
     /// The connecting end of a TLS connection.
-    pub fn client(tls: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+    pub fn client(tls: tokio_rustls::client::TlsStream<ReadAhead>) -> Self {
         Stream {
             prefix: Bytes::new(),
             inner: Inner::Client(Box::new(tls)),
@@ -68,15 +68,6 @@ impl Stream {
             .uris
             .into_iter()
             .next()
-    }
-
-    /// The TCP socket underneath.
-    pub fn tcp(&self) -> &TcpStream {
-        match &self.inner {
-            Inner::Tcp(tcp) => tcp,
-            Inner::Server(tls) => tls.get_ref().0,
-            Inner::Client(tls) => tls.get_ref().0,
-        }
     }
 }
 
@@ -140,5 +131,129 @@ impl AsyncWrite for Stream {
             Inner::Server(s) => Pin::new(s).poll_shutdown(cx),
             Inner::Client(s) => Pin::new(s).poll_shutdown(cx),
         }
+    }
+}
+
+/// Smallest and largest read of a [`ReadAhead`].
+const MIN_READ: usize = 4 * 1024;
+const MAX_READ: usize = 64 * 1024;
+
+/// A socket under TLS. The TLS library reads 4 KiB at a time, a quarter of a record; this reads as much as traffic
+/// suggests and gives the memory back when it calms down.
+pub struct ReadAhead {
+    inner: TcpStream,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    next: usize,
+}
+
+impl ReadAhead {
+    /// Over a socket of which nothing has been read ahead.
+    pub fn new(inner: TcpStream) -> Self {
+        ReadAhead {
+            inner,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            next: MIN_READ,
+        }
+    }
+
+    /// Adapts the size of the next read to what came.
+    fn adapt(&mut self, read: usize) {
+        if read == self.buffer.len() {
+            self.next = (self.next * 2).min(MAX_READ);
+        } else if read < self.next / 4 {
+            self.next = (self.next / 2).max(MIN_READ);
+        }
+    }
+}
+
+impl AsyncRead for ReadAhead {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.start == this.end {
+            if out.remaining() >= this.next {
+                return Pin::new(&mut this.inner).poll_read(cx, out);
+            }
+            if this.buffer.len() != this.next {
+                this.buffer = vec![0; this.next];
+            }
+            let mut space = ReadBuf::new(&mut this.buffer);
+            match Pin::new(&mut this.inner).poll_read(cx, &mut space) {
+                Poll::Ready(Ok(())) => {}
+                other => return other,
+            }
+            (this.start, this.end) = (0, space.filled().len());
+            this.adapt(this.end);
+        }
+        let n = (this.end - this.start).min(out.remaining());
+        out.put_slice(&this.buffer[this.start..this.start + n]);
+        this.start += n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ReadAhead {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn reading_ahead_loses_nothing_and_grows_and_shrinks() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut writer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (reader, _) = listener.accept().await.unwrap();
+        let data: Vec<u8> = (0..600_000u32).map(|n| (n % 253) as u8).collect();
+        let sent = data.clone();
+        let sending = tokio::spawn(async move {
+            writer.write_all(&sent).await.unwrap();
+            writer
+        });
+        let mut reader = ReadAhead::new(reader);
+        let mut seen = Vec::new();
+        let mut piece = [0u8; 1000];
+        let mut largest = 0;
+        while seen.len() < data.len() {
+            let n = reader.read(&mut piece).await.unwrap();
+            assert!(n > 0);
+            seen.extend_from_slice(&piece[..n]);
+            largest = largest.max(reader.buffer.len());
+        }
+        assert_eq!(seen, data);
+        assert!(largest > MIN_READ, "{largest}");
+        let mut writer = sending.await.unwrap();
+        for _ in 0..10 {
+            writer.write_all(b"x").await.unwrap();
+            reader.read_exact(&mut piece[..1]).await.unwrap();
+        }
+        assert_eq!(reader.buffer.len(), MIN_READ);
     }
 }

@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::stream::Stream;
+use crate::stream::{ReadAhead, Stream};
 use crate::worker::Worker;
 
 /// Timeout when a cluster names none (Istio's default).
@@ -85,7 +85,7 @@ async fn open_untimed(
         ServerName::try_from(context.sni.clone())
             .map_err(|_| ConnectError::Tls(format!("{:?} is no server name", context.sni)))?
     };
-    match TlsConnector::from(config).connect(name, tcp).await {
+    match TlsConnector::from(config).connect(name, ReadAhead::new(tcp)).await {
         Ok(stream) => Ok(Stream::client(stream)),
         Err(error) => Err(ConnectError::Tls(tls_reason(&error))),
     }

@@ -20,6 +20,8 @@ const MAX_IDLE: usize = 512;
 const IDLE_TIME: Duration = Duration::from_secs(300);
 /// Requests at once on one HTTP/2 connection before another is opened.
 const MAX_STREAMS: u32 = 90;
+/// Largest HTTP/2 frame that is accepted: four TLS records instead of one, for bulk data.
+const MAX_FRAME: u32 = 64 * 1024;
 /// Largest head of a response.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -141,6 +143,8 @@ impl Pool {
             .timer(TokioTimer::new())
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
+            .max_frame_size(MAX_FRAME)
+            .max_send_buf_size(1 << 20)
             .max_header_list_size(MAX_HEAD as u32)
             .handshake(TokioIo::new(stream))
             .await?;
