@@ -295,7 +295,7 @@ fn a_file_is_read_and_set_wins_over_it() {
     assert_eq!(second["metadata"]["namespace"], "edge");
     assert_eq!(
         second["spec"]["selector"]["matchLabels"],
-        json!({"app": "second", "istio": "second", "x": "y"})
+        json!({"app": "second", "istio": "second", "x": "z"})
     );
     assert!(has(&all, "Namespace", "edge"));
 
