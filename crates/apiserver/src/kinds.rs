@@ -58,6 +58,7 @@ fn table() -> &'static Table {
             api::authorization::v1::SelfSubjectRulesReview,
             api::authorization::v1::SubjectAccessReview,
             api::autoscaling::v1::Scale,
+            api::autoscaling::v1::HorizontalPodAutoscaler,
             api::autoscaling::v2::HorizontalPodAutoscaler,
             api::certificates::v1::CertificateSigningRequest,
             api::coordination::v1::Lease,

@@ -73,7 +73,8 @@ pub(crate) fn decode(bytes: &[u8]) -> ApiResult<Value> {
         .as_str()
         .filter(|k| !k.is_empty() && *k != "Unknown")
         .ok_or_else(|| bad("the envelope names no kind".into()))?;
-    let Some(descriptor) = message(name) else {
+    let other_version = name == "HorizontalPodAutoscaler" && api_version.as_str() != Some("autoscaling/v1");
+    let Some(descriptor) = message(name).filter(|_| !other_version) else {
         return Err(ApiError::unsupported_media_type(&[
             "application/json",
             "application/yaml",

@@ -282,6 +282,19 @@ const TABLE: &[GroupTable] = &[
         )],
     ),
     (
+        "autoscaling",
+        "v1",
+        &[(
+            "horizontalpodautoscalers",
+            "HorizontalPodAutoscaler",
+            N,
+            &["hpa"],
+            EVERYTHING,
+            STATUS,
+            ALL,
+        )],
+    ),
+    (
         "certificates.k8s.io",
         "v1",
         &[(

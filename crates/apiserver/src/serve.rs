@@ -24,7 +24,8 @@ use crate::http::{Body, full};
 use crate::server::ApiServer;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Also how long a kept-alive HTTP/1.1 connection may idle.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_CONNECTIONS: usize = 8192;
 const MAX_STREAMS: u32 = 250;
 const MAX_HEADER_BYTES: u32 = 64 << 10;

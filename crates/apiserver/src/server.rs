@@ -87,6 +87,7 @@ impl ApiServer {
         });
         bootstrap::run(&server).await?;
         rest::resume_cleanups(&server);
+        rest::expire_events(&server);
         Ok(server)
     }
 

@@ -418,3 +418,171 @@ async fn rights() {
     c.ok(&["delete", "sa", "default"]).await;
     assert!(!c.run_as("account", &["auth", "whoami"], "").await.status.success());
 }
+
+/// One command and what it must print.
+type Step = (&'static str, &'static str);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_breadth_of_kubectl() {
+    let c = Cluster::start().await;
+    c.ok_with(&["create", "-f", "-"], "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nstatus: {conditions: [{type: Ready, status: 'True'}], nodeInfo: {kubeletVersion: v1.32.0}}\n").await;
+    let steps: &[Step] = &[
+        (
+            "create deployment d --image=i:1 --replicas=0",
+            "deployment.apps/d created",
+        ),
+        ("expose deployment d --port=80 --target-port=8080", "service/d exposed"),
+        ("create service clusterip s1 --tcp=80:8080", "service/s1 created"),
+        ("create service nodeport s2 --tcp=80", "service/s2 created"),
+        ("create service loadbalancer s3 --tcp=80", "service/s3 created"),
+        (
+            "create service externalname s4 --external-name=example.com",
+            "service/s4 created",
+        ),
+        ("get svc s4 --no-headers", "ExternalName   <none>"),
+        ("get svc s3 --no-headers", "LoadBalancer"),
+        ("get svc s3 --no-headers", "<pending>"),
+        ("create job j --image=i -- sleep 1", "job.batch/j created"),
+        (
+            "create cronjob cj --image=i --schedule=*/5_*_*_*_* -- date",
+            "cronjob.batch/cj created",
+        ),
+        ("create job j2 --from=cronjob/cj", "job.batch/j2 created"),
+        ("get job,cronjob", "job.batch/j"),
+        (
+            "create role r --verb=get --resource=pods",
+            "role.rbac.authorization.k8s.io/r created",
+        ),
+        (
+            "create clusterrole cr --verb=get,list --resource=pods,deployments.apps",
+            "clusterrole.rbac.authorization.k8s.io/cr created",
+        ),
+        (
+            "create rolebinding rb --clusterrole=cr --serviceaccount=default:default",
+            "rolebinding.rbac.authorization.k8s.io/rb created",
+        ),
+        (
+            "create clusterrolebinding crb --clusterrole=cr --group=g",
+            "clusterrolebinding.rbac.authorization.k8s.io/crb created",
+        ),
+        ("get rolebinding rb -o wide --no-headers", "default/default"),
+        (
+            "create ingress ing --rule=a.example/path=d:80",
+            "ingress.networking.k8s.io/ing created",
+        ),
+        ("get ingress ing --no-headers", "a.example"),
+        (
+            "create pdb p --selector=app=d --min-available=1",
+            "poddisruptionbudget.policy/p created",
+        ),
+        (
+            "create priorityclass pc --value=0 --description=x",
+            "priorityclass.scheduling.k8s.io/pc created",
+        ),
+        ("create quota q --hard=pods=3", "resourcequota/q created"),
+        ("create secret tls missing --cert=x --key=y", "!"),
+        (
+            "autoscale deployment d --min=1 --max=3 --cpu-percent=50",
+            "horizontalpodautoscaler.autoscaling/d autoscaled",
+        ),
+        (
+            "run pod1 --image=i --restart=Never --labels=app=x -- sleep 1",
+            "pod/pod1 created",
+        ),
+        ("get pods", "Pending"),
+        ("get pods --field-selector=status.phase!=Running -o name", "pod/pod1"),
+        ("get pods -l app=x -o custom-columns=N:.metadata.name", "pod1"),
+        ("get pods --sort-by=.metadata.name -o wide", "<none>"),
+        ("get pod pod1 -o jsonpath={.spec.serviceAccountName}", "default"),
+        ("describe pod pod1", "kube-api-access-"),
+        (
+            "describe deployment d",
+            "RollingUpdateStrategy:  25% max unavailable, 25% max surge",
+        ),
+        ("describe node n1", "Ready"),
+        ("get nodes", "v1.32.0"),
+        ("cordon n1", "node/n1 cordoned"),
+        ("get nodes", "Ready,SchedulingDisabled"),
+        ("uncordon n1", "node/n1 uncordoned"),
+        ("taint node n1 k=v:NoSchedule", "node/n1 tainted"),
+        ("label pods --all tier=web", "pod/pod1 labeled"),
+        ("annotate pod pod1 a=b", "annotated"),
+        ("label pods pod1 tier-", "unlabeled"),
+        (
+            "patch pod pod1 --subresource=status --type=merge -p {\"status\":{\"phase\":\"Succeeded\"}}",
+            "pod/pod1 patched",
+        ),
+        (
+            "wait pod/pod1 --for=jsonpath={.status.phase}=Succeeded --timeout=5s",
+            "condition met",
+        ),
+        ("rollout status deployment/d --watch=false", "Waiting for deployment"),
+        ("rollout history deployment/d", "deployment.apps/d"),
+        ("rollout pause deployment/d", "paused"),
+        (
+            "set resources deployment/d --limits=cpu=1",
+            "resource requirements updated",
+        ),
+        ("set serviceaccount deployment/d default", "serviceaccount updated"),
+        ("get hpa d --no-headers", "50%"),
+        ("auth can-i --list", "*.*"),
+        ("auth can-i delete pods --as=nobody", "!no"),
+        ("get --raw /healthz", "ok"),
+        ("get --raw /api/v1/namespaces/default/pods/pod1/status", "Succeeded"),
+        ("cluster-info", "Kubernetes control plane"),
+        ("api-versions", "admissionregistration.k8s.io/v1"),
+        ("api-resources --api-group=apps -o wide", "deployments"),
+        ("explain pods.spec.containers.image", "FIELD: image <string>"),
+        ("explain svc --recursive", "clusterIP"),
+        ("get events", "!No resources found in default namespace."),
+        ("events", "!No events found in default namespace."),
+        ("get all", "pod/pod1"),
+        ("get cs", "No resources found"),
+        (
+            "get sa,secret,cm,ep,endpointslices,leases,netpol,sc,csr,pv,pvc,hpa,limits,quota,crd -A",
+            "serviceaccount/default",
+        ),
+        (
+            "get mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,flowschemas,runtimeclasses,apiservices -A",
+            "",
+        ),
+        ("delete pods --all --wait=true", "pod \"pod1\" deleted"),
+        ("delete deployment,svc -l app=d", "deleted"),
+        (
+            "delete job j j2 --cascade=orphan --wait=false",
+            "job.batch \"j\" deleted",
+        ),
+        ("create ns gone", "created"),
+        ("delete ns gone --wait=false", "namespace \"gone\" deleted"),
+        ("get ns gone --no-headers", "Terminating"),
+    ];
+    let mut wrong = Vec::new();
+    for (line, want) in steps {
+        let args: Vec<String> = line
+            .split(' ')
+            .map(|a| {
+                if a.starts_with("--schedule") {
+                    a.replace('_', " ")
+                } else {
+                    a.to_owned()
+                }
+            })
+            .collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let out = c.run_with(&args, "").await;
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        // A leading "!" says that the exit code may be a failure.
+        let good = match want.strip_prefix('!') {
+            Some(w) => text.contains(w),
+            None => out.status.success() && text.contains(want),
+        };
+        if !good {
+            wrong.push(format!("kubectl {line}\n  wanted: {want}\n  got: {text}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

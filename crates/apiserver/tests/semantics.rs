@@ -566,12 +566,15 @@ async fn generation_status_and_dry_run() {
     );
 }
 
+/// Method, path, content type, body; then the code and reason of the answer.
+type BadCase = (Method, String, &'static str, Vec<u8>, u16, &'static str);
+
 #[tokio::test]
 async fn bad_requests_are_answered_in_kind() {
     let s = Local::new().await;
     let cms = "/api/v1/namespaces/default/configmaps";
     let deep = format!("{{\"data\":{}1{}}}", "{\"a\":".repeat(200), "}".repeat(200));
-    let cases: Vec<(Method, String, &str, Vec<u8>, u16, &str)> = vec![
+    let cases: Vec<BadCase> = vec![
         (
             Method::POST,
             cms.into(),
@@ -987,6 +990,12 @@ async fn foreign_certificates_are_refused() {
     assert!(!out.status.success(), "the handshake must fail");
     let out = curl(&[]).output().await.unwrap();
     assert_eq!(String::from_utf8_lossy(&out.stdout), "401");
+    std::fs::write(c.dir.path().join("long"), format!("X-Long: {}\n", "x".repeat(200_000))).unwrap();
+    for version in ["--http1.1", "--http2"] {
+        let out = curl(&[version, "-H", "@long"]).output().await.unwrap();
+        let code = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(matches!(code.as_str(), "431" | "000"), "{version}: {code}");
+    }
     let out = curl(&["--http1.1", "-H", "Authorization: Basic YTpi"])
         .output()
         .await

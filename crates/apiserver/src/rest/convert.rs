@@ -16,6 +16,8 @@ use crate::store::Entry;
 pub(crate) fn serve(resource: &Resource, mut object: Value, revision: u64) -> Value {
     if resource.group == "events.k8s.io" {
         object = event_to_new(object);
+    } else if is_hpa_v1(resource) {
+        hpa_to_v1(&mut object);
     }
     if let Some(map) = object.as_object_mut() {
         if map.get("apiVersion").and_then(Value::as_str) != Some(&resource.api_version()) {
@@ -41,6 +43,8 @@ pub(crate) fn encode(resource: &Resource, object: &Value) -> ApiResult<Bytes> {
     let mut object = object.clone();
     if resource.group == "events.k8s.io" {
         object = event_to_core(object);
+    } else if is_hpa_v1(resource) {
+        hpa_to_v2(&mut object);
     }
     if let Some(m) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         m.shift_remove("resourceVersion");
@@ -53,6 +57,49 @@ pub(crate) fn encode(resource: &Resource, object: &Value) -> ApiResult<Bytes> {
         return Err(ApiError::too_large(MAX_OBJECT));
     }
     Ok(bytes.into())
+}
+
+/// `autoscaling/v1`, which `kubectl autoscale` still writes; v2 is stored.
+fn is_hpa_v1(resource: &Resource) -> bool {
+    resource.group == "autoscaling" && resource.version == "v1"
+}
+
+fn is_cpu(metric: &Value) -> bool {
+    metric["type"] == "Resource"
+        && metric["resource"]["name"] == "cpu"
+        && metric["resource"]["target"]["type"] == "Utilization"
+}
+
+/// The CPU target has a field of its own in v1; what v1 cannot say stays in v2 only.
+fn hpa_to_v1(object: &mut Value) {
+    let target = object["spec"]["metrics"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|m| is_cpu(m));
+    let target = target.map(|m| m["resource"]["target"]["averageUtilization"].clone());
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.shift_remove("metrics");
+        spec.shift_remove("behavior");
+        if let Some(t) = target {
+            spec.insert("targetCPUUtilizationPercentage".into(), t);
+        }
+    }
+    if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
+        status.shift_remove("currentMetrics");
+        status.shift_remove("conditions");
+    }
+}
+
+fn hpa_to_v2(object: &mut Value) {
+    object["apiVersion"] = json!("autoscaling/v2");
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if let Some(target) = spec.shift_remove("targetCPUUtilizationPercentage") {
+        let metric = json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": target}}});
+        spec.insert("metrics".into(), json!([metric]));
+    }
 }
 
 /// Field names of events: core, then events.k8s.io.

@@ -411,6 +411,46 @@ fn internal(server: &Arc<ApiServer>, r: &crate::resources::Resource, namespace: 
     }
 }
 
+/// How long events are kept, as in kube-apiserver.
+const EVENT_TTL: time::Duration = time::Duration::hours(1);
+
+/// Removes events that are older than their time, until the server is gone.
+pub(crate) fn expire_events(server: &Arc<ApiServer>) {
+    let server = Arc::downgrade(server);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(std::time::Duration::from_secs(300));
+        loop {
+            tick.tick().await;
+            let Some(server) = server.upgrade() else { return };
+            if let Err(e) = remove_events_before(&server, time::OffsetDateTime::now_utc() - EVENT_TTL).await {
+                tracing::warn!(error = %e, "expiring events failed");
+            }
+        }
+    });
+}
+
+async fn remove_events_before(server: &ApiServer, limit: time::OffsetDateTime) -> ApiResult<()> {
+    for entry in server.store().range("/core/events/", None, 0)?.entries {
+        let Ok(event) = serde_json::from_slice::<Value>(&entry.value) else {
+            continue;
+        };
+        let times = [
+            &event["series"]["lastObservedTime"],
+            &event["lastTimestamp"],
+            &event["eventTime"],
+            &event["metadata"]["creationTimestamp"],
+        ];
+        let newest = times.iter().filter_map(|t| meta::parse_time(t.as_str()?)).max();
+        if newest.is_some_and(|t| t < limit) {
+            match server.store().commit(Txn::delete(entry.key, entry.mod_rev)).await {
+                Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Goes on with clean-ups that a former process left unfinished.
 pub(crate) fn resume_cleanups(server: &Arc<ApiServer>) {
     let Ok(snapshot) = server
@@ -425,5 +465,33 @@ pub(crate) fn resume_cleanups(server: &Arc<ApiServer>) {
         {
             spawn_clean_up(server.clone(), definition);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn old_events_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let config = crate::Config::new(dir.path().join("store.redb"), "", key.serialize_pem());
+        let server = ApiServer::open(config).await.unwrap();
+        let put = |name: &str, at: &str| {
+            let event =
+                json!({"metadata": {"name": name, "creationTimestamp": "2020-01-01T00:00:00Z"}, "lastTimestamp": at});
+            Txn::create(format!("/core/events/default/{name}"), event.to_string().into())
+        };
+        server.store().commit(put("old", "2020-01-01T00:00:00Z")).await.unwrap();
+        server.store().commit(put("new", "2020-01-01T02:00:00Z")).await.unwrap();
+        remove_events_before(&server, meta::parse_time("2020-01-01T01:00:00Z").unwrap())
+            .await
+            .unwrap();
+        let left = server.store().range("/core/events/", None, 0).unwrap().entries;
+        assert_eq!(
+            left.iter().map(|e| e.key.as_str()).collect::<Vec<_>>(),
+            ["/core/events/default/new"]
+        );
     }
 }

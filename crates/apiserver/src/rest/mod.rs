@@ -29,7 +29,7 @@ use crate::schema;
 use crate::server::ApiServer;
 use crate::{kinds, meta};
 
-pub(crate) use delete::resume_cleanups;
+pub(crate) use delete::{expire_events, resume_cleanups};
 
 /// Everything a handler needs to know about its request.
 pub(crate) struct Cx {
