@@ -52,11 +52,14 @@ async fn web_sidecar(cluster: &Cluster, control: &Control) -> Proxy {
 
 /// ALLOW, DENY … of the HTTP chain of port 8080.
 fn actions(listener: &Listener) -> Vec<Action> {
-    let http = listener.all_chains().find_map(|c| match (&c.filters, c.matches.destination_port) {
-        (Filters::Http(http), Some(8080)) => Some(http),
-        _ => None,
-    });
-    http.map(|h| h.authz.iter().map(|f| f.action).collect()).unwrap_or_default()
+    let http = listener
+        .all_chains()
+        .find_map(|c| match (&c.filters, c.matches.destination_port) {
+            (Filters::Http(http), Some(8080)) => Some(http),
+            _ => None,
+        });
+    http.map(|h| h.authz.iter().map(|f| f.action).collect())
+        .unwrap_or_default()
 }
 
 fn complete(proxy: &Proxy) -> bool {
@@ -100,7 +103,9 @@ async fn a_token_gives_the_callers_own_identity_and_a_stream_with_its_listeners(
     }
     proxy
         .until("endpoints", |p| {
-            p.held.get(&ResourceType::Endpoints).is_some_and(|e| e.contains_key(cluster_name))
+            p.held
+                .get(&ResourceType::Endpoints)
+                .is_some_and(|e| e.contains_key(cluster_name))
         })
         .await;
     control.stop().await;
@@ -111,7 +116,10 @@ async fn bad_tokens_get_nothing() {
     let cluster = cluster_with_web().await;
     let control = cluster.start().await;
     let status = control.sign("not-a-token").await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "request authenticate failure"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Unauthenticated, "request authenticate failure")
+    );
 
     let dialer = Dialer {
         address: control.running.secure_grpc.into(),
@@ -119,7 +127,9 @@ async fn bad_tokens_get_nothing() {
         token: None,
     };
     let mut proxy = Proxy::start(node("sidecar", "web-1", "default", "web", &[]), dialer);
-    let Step::Disconnected(reason) = first_end(&mut proxy).await else { unreachable!() };
+    let Step::Disconnected(reason) = first_end(&mut proxy).await else {
+        unreachable!()
+    };
     assert!(reason.contains("authentication failure"), "{reason}");
     assert!(proxy.held.is_empty());
     control.stop().await;
@@ -151,7 +161,9 @@ async fn a_proxy_cannot_ask_for_anothers_configuration() {
             token: Some(cluster.token("default", "web").await),
         };
         let mut proxy = Proxy::start(node("sidecar", pod, namespace, account, &[]), dialer);
-        let Step::Disconnected(reason) = first_end(&mut proxy).await else { unreachable!() };
+        let Step::Disconnected(reason) = first_end(&mut proxy).await else {
+            unreachable!()
+        };
         assert!(reason.contains("matched"), "{namespace}/{account}: {reason}");
         assert!(proxy.held.is_empty());
     }
@@ -170,7 +182,9 @@ async fn a_policy_changes_exactly_the_inbound_listener() {
 
     cluster.apply(&policy("deny", "default", json!({}))).await;
     let steps = proxy
-        .until("the policy", |p| actions(p.listener(VIRTUAL_INBOUND).unwrap()) == [Action::Allow])
+        .until("the policy", |p| {
+            actions(p.listener(VIRTUAL_INBOUND).unwrap()) == [Action::Allow]
+        })
         .await;
     let only = Step::Update(ResourceType::Listener, vec![VIRTUAL_INBOUND.into()], vec![]);
     assert_eq!(steps, [only], "a delta with the changed listener, nothing else");
@@ -181,7 +195,9 @@ async fn a_policy_changes_exactly_the_inbound_listener() {
     cluster.apply(&policy("others", "default", selects_others)).await;
     cluster.delete(&policy("deny", "default", json!({}))).await;
     let steps = proxy
-        .until("the policy's end", |p| actions(p.listener(VIRTUAL_INBOUND).unwrap()).is_empty())
+        .until("the policy's end", |p| {
+            actions(p.listener(VIRTUAL_INBOUND).unwrap()).is_empty()
+        })
         .await;
     assert_eq!(steps.len(), 1, "{steps:?}");
     control.stop().await;
@@ -226,7 +242,9 @@ async fn a_refusal_shows_in_syncz_and_ends_with_the_next_good_push() {
         .apply(&policy("deny", "default", json!({"action": "DENY", "rules": [{}]})))
         .await;
     proxy
-        .until("a good push", |p| actions(p.listener(VIRTUAL_INBOUND).unwrap()) == [Action::Deny])
+        .until("a good push", |p| {
+            actions(p.listener(VIRTUAL_INBOUND).unwrap()) == [Action::Deny]
+        })
         .await;
     settle(&control, &mut proxy).await;
     control.stop().await;
@@ -261,7 +279,10 @@ async fn a_restarted_control_plane_serves_the_same_identity_and_configuration() 
             );
         }
     }
-    assert_eq!(before.get(&ResourceType::Cluster), proxy.held.get(&ResourceType::Cluster));
+    assert_eq!(
+        before.get(&ResourceType::Cluster),
+        proxy.held.get(&ResourceType::Cluster)
+    );
     control.stop().await;
 }
 
@@ -292,7 +313,10 @@ async fn a_policy_that_is_not_supported_says_so_in_its_status() {
     let message = eventually("a condition", || async {
         let object = cluster.get(&custom).await?;
         let condition = object.pointer("/status/conditions/0")?;
-        assert_eq!((&condition["type"], &condition["status"]), (&json!("Reconciled"), &json!("False")));
+        assert_eq!(
+            (&condition["type"], &condition["status"]),
+            (&json!("Reconciled"), &json!("False"))
+        );
         condition["message"].as_str().map(str::to_string)
     })
     .await;

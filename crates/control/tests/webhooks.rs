@@ -2,11 +2,14 @@
 
 mod support;
 
+use base64::Engine;
+use mantlet_identity::{CaMaterial, SelfSignedOptions};
 use serde_json::{Value, json};
 use support::{Cluster, eventually};
 
 fn configurations() -> [Value; 2] {
-    let client = |path: &str| json!({"service": {"name": "istiod", "namespace": "istio-system", "path": path, "port": 443}});
+    let client =
+        |path: &str| json!({"service": {"name": "istiod", "namespace": "istio-system", "path": path, "port": 443}});
     [
         json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
             "metadata": {"name": "istio-sidecar-injector"},
@@ -85,7 +88,15 @@ async fn the_ca_bundle_is_healed_and_validation_fails_closed() {
     let [mutating, validating] = configurations();
     let written = eventually("the CA bundle", || bundle(&cluster, &mutating)).await;
     let mut damaged = mutating.clone();
-    damaged["webhooks"][0]["clientConfig"]["caBundle"] = json!("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCg==");
+    let foreign = CaMaterial::self_signed(
+        &SelfSignedOptions::new("somebody else"),
+        time::OffsetDateTime::now_utc(),
+        mantlet_identity::Serial::from_random([9; 16]),
+    )
+    .unwrap();
+    let foreign = base64::engine::general_purpose::STANDARD.encode(foreign.certificate_pem());
+    assert_ne!(foreign, written);
+    damaged["webhooks"][0]["clientConfig"]["caBundle"] = json!(foreign);
     cluster.apply(&damaged).await;
     eventually("healing", || async {
         (bundle(&cluster, &mutating).await? == written).then_some(())

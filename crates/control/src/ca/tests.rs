@@ -832,3 +832,65 @@ fn variables_are_read_and_nonsense_is_refused() {
         assert!(error.contains(name), "{error}");
     }
 }
+
+#[tokio::test]
+async fn what_runs_in_the_background_notices_a_root_that_is_due() {
+    let (clock, secrets) = (TestClock::new(), Arc::new(Memory::default()));
+    let options = CaOptions {
+        root_ttl: Duration::days(100),
+        check_interval: Duration::milliseconds(5),
+        rotator_jitter: false,
+        ..options()
+    };
+    let registry = Registry::new();
+    let ca = Authority::start(options, secrets, clock.clone(), &registry)
+        .await
+        .unwrap();
+    let cert = ServerCert::start(ca.clone(), TrustDomainRule::one_of([trust_domain()])).unwrap();
+    let before = ca.material();
+    let mut news = ca.bundle_watch();
+    clock.advance(Duration::days(90));
+    let patience = std::time::Duration::from_secs(10);
+    tokio::time::timeout(patience, news.changed())
+        .await
+        .expect("no new root in time")
+        .unwrap();
+    assert_ne!(ca.material().certificate(), before.certificate());
+    let renewed = async {
+        while cert.identity().bundle() != ca.material().bundle() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(patience, renewed)
+        .await
+        .expect("the own certificate does not follow the root");
+    assert_eq!(
+        cert.identity().not_after(),
+        Some(ca.material().not_after()),
+        "S4.48: as long as the root, S4.17: no longer"
+    );
+    let text = registry.render();
+    let expected = format!(
+        "citadel_server_root_cert_expiry_timestamp {}",
+        ca.material().not_after().unix_timestamp()
+    );
+    assert!(text.contains(&expected), "{expected} is not in\n{text}");
+}
+
+#[tokio::test]
+async fn silent_and_babbling_peers_hold_nobody_up() {
+    use tokio::io::AsyncWriteExt;
+    let bench = Bench::new(options()).await;
+    bench
+        .reviewer
+        .know("good", "system:serviceaccount:default:sleep", "istio-ca");
+    let mut others = Vec::new();
+    for n in 0..50 {
+        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        if n % 2 == 0 {
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        }
+        others.push(stream);
+    }
+    bench.ask(Some("good"), |_| {}).await.unwrap();
+}

@@ -233,6 +233,12 @@ impl Control {
         self.running.stop(Duration::from_secs(5)).await;
     }
 
+    /// A proxy's TLS with a certificate of this many seconds.
+    pub async fn identity(&self, token: &str, seconds: i64) -> TlsIdentity {
+        let (response, key) = self.sign_for(token, seconds).await.unwrap();
+        TlsIdentity::from_csr_response(&response.cert_chain, &key, self.running.authority.provider()).unwrap()
+    }
+
     /// A proxy's TLS without an own certificate.
     pub fn anonymous(&self) -> TlsIdentity {
         let authority = &self.running.authority;
@@ -241,11 +247,20 @@ impl Control {
 
     /// Asks for a certificate; the CSR names somebody else on purpose.
     pub async fn sign(&self, token: &str) -> Result<(IstioCertificateResponse, PrivateKey), Status> {
+        self.sign_for(token, 3600).await
+    }
+
+    /// As [`Control::sign`], for this many seconds.
+    pub async fn sign_for(
+        &self,
+        token: &str,
+        seconds: i64,
+    ) -> Result<(IstioCertificateResponse, PrivateKey), Status> {
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
         let other = SpiffeId::parse("spiffe://cluster.local/ns/kube-system/sa/admin").unwrap();
         let mut request = Request::new(IstioCertificateRequest {
             csr: build_csr(&key, &other).unwrap(),
-            validity_duration: 3600,
+            validity_duration: seconds,
             metadata: None,
         });
         let bearer = format!("Bearer {token}").parse().unwrap();

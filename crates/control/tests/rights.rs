@@ -1,0 +1,185 @@
+//! What the control plane may do, and what it hands to whom: its own RBAC rights, credentials that end, secrets of gateways.
+
+mod support;
+
+use mantlet_model::secret::SecretValue;
+use mantlet_xds::ResourceType;
+use mantlet_xds::client::Decoded;
+use serde_json::{Value, json};
+use support::{Cluster, Control, Dialer, Proxy, Step, eventually, node};
+
+/// The verbs that the installer grants; its golden file is the one list of them.
+const GRANTED: &str = include_str!("../../cli/src/install/goldens/rbac.yaml");
+
+async fn grant_installed_rights(cluster: &Cluster) {
+    let roles = mantlet_api::yaml::read_one(GRANTED).unwrap();
+    let subject = json!([{"kind": "ServiceAccount", "name": "istiod", "namespace": "istio-system"}]);
+    let mut granted = 0;
+    for role in roles.as_array().unwrap() {
+        let name = role["role"].as_str().unwrap();
+        let (kind, namespace) = match name {
+            "istiod-clusterrole-istio-system" => ("ClusterRole", Value::Null),
+            "istiod" => ("Role", json!("istio-system")),
+            _ => continue,
+        };
+        granted += 1;
+        let mut object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
+            "metadata": {"name": name}, "rules": role["rules"]});
+        let mut binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": format!("{kind}Binding"),
+            "metadata": {"name": name}, "subjects": subject,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}});
+        if !namespace.is_null() {
+            object["metadata"]["namespace"] = namespace.clone();
+            binding["metadata"]["namespace"] = namespace;
+        }
+        cluster.apply(&object).await;
+        cluster.apply(&binding).await;
+    }
+    assert_eq!(granted, 2);
+}
+
+fn gateway_objects() -> Vec<Value> {
+    vec![
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
+            "metadata": {"name": "front", "namespace": "istio-system"},
+            "spec": {"selector": {"istio": "ingressgateway"}, "servers": [{
+                "port": {"number": 443, "name": "https", "protocol": "HTTPS"}, "hosts": ["*"],
+                "tls": {"mode": "SIMPLE", "credentialName": "shop"}}]}}),
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "shop", "namespace": "istio-system"},
+            "type": "kubernetes.io/tls",
+            "stringData": {"tls.crt": "certificate of the shop", "tls.key": "key of the shop"}}),
+    ]
+}
+
+async fn gateway(cluster: &Cluster, control: &Control, account: &str) -> Proxy {
+    let token = cluster.token("istio-system", account).await;
+    let dialer = Dialer {
+        address: control.running.secure_grpc.into(),
+        identity: Some(control.anonymous()),
+        token: Some(token),
+    };
+    Proxy::start(
+        node("router", "gw-1", "istio-system", account, &[("istio", "ingressgateway")]),
+        dialer,
+    )
+}
+
+fn shop_key(proxy: &Proxy) -> Option<Vec<u8>> {
+    match proxy.held.get(&ResourceType::Secret)?.get("kubernetes://shop")? {
+        Decoded::Secret(secret) => match &secret.value {
+            SecretValue::KeyPair { key, .. } => Some(key.expose().to_vec()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_installed_rights_are_enough_for_everything() {
+    let cluster = Cluster::new().await;
+    grant_installed_rights(&cluster).await;
+    for object in gateway_objects() {
+        cluster.apply(&object).await;
+    }
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "gw-sds", "namespace": "istio-system"},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "watch", "list"]}]});
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "gw-sds", "namespace": "istio-system"},
+        "subjects": [{"kind": "ServiceAccount", "name": "gw", "namespace": "istio-system"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "gw-sds"}});
+    cluster.apply(&role).await;
+    cluster.apply(&binding).await;
+    let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "istio-sidecar-injector"},
+        "webhooks": [{"name": "x.istio.io", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "objectSelector": {"matchLabels": {"never": "matches"}},
+            "clientConfig": {"service": {"name": "istiod", "namespace": "istio-system", "path": "/inject"}}}]});
+    cluster.apply(&webhook).await;
+
+    let control = cluster.start_as(cluster.control_client()).await;
+    // Tokens are reviewed, certificates signed, the root is made known, webhooks are patched.
+    control.sign(&cluster.token("default", "web").await).await.unwrap();
+    eventually("root ConfigMap", || async {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio-ca-root-cert", "namespace": "foo"}});
+        cluster.get(&map).await
+    })
+    .await;
+    eventually("CA bundle", || async {
+        let current = cluster.get(&webhook).await?;
+        current.pointer("/webhooks/0/clientConfig/caBundle").cloned()
+    })
+    .await;
+    // A gateway gets its secret, and its new content; statuses are written.
+    let mut proxy = gateway(&cluster, &control, "gw").await;
+    proxy
+        .until("the secret", |p| shop_key(p).as_deref() == Some(b"key of the shop"))
+        .await;
+    let mut changed = gateway_objects().remove(1);
+    changed["stringData"]["tls.key"] = json!("another key");
+    cluster.apply(&changed).await;
+    proxy
+        .until("the new key", |p| shop_key(p).as_deref() == Some(b"another key"))
+        .await;
+    let custom = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "custom", "namespace": "foo"},
+        "spec": {"action": "CUSTOM", "provider": {"name": "p"}, "rules": [{}]}});
+    cluster.apply(&custom).await;
+    eventually("status", || async {
+        let current = cluster.get(&custom).await?;
+        current.pointer("/status/conditions/0").cloned()
+    })
+    .await;
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_may_not_list_secrets_gets_none() {
+    let cluster = Cluster::new().await;
+    for object in gateway_objects() {
+        cluster.apply(&object).await;
+    }
+    let control = cluster.start().await;
+    let mut proxy = gateway(&cluster, &control, "thief").await;
+    proxy.until("its listener", |p| p.listener("0.0.0.0_443").is_some()).await;
+    // A later push proves that the refusal is not just slow.
+    let second = json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
+        "metadata": {"name": "plain", "namespace": "istio-system"},
+        "spec": {"selector": {"istio": "ingressgateway"}, "servers": [{
+            "port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}});
+    cluster.apply(&second).await;
+    proxy.until("the second listener", |p| p.listener("0.0.0.0_8080").is_some()).await;
+    assert_eq!(shop_key(&proxy), None);
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_the_credential_of_its_peer() {
+    let cluster = Cluster::new().await;
+    let control = cluster.start().await;
+    let token = cluster.token("default", "web").await;
+    let dialer = Dialer {
+        address: control.running.secure_grpc.into(),
+        identity: Some(control.identity(&token, 3).await),
+        token: None,
+    };
+    let mut proxy = Proxy::start(node("sidecar", "web-1", "default", "web", &[]), dialer);
+    proxy
+        .until("configuration", |p| p.held.contains_key(&ResourceType::Listener))
+        .await;
+    let ended = loop {
+        if let Step::Disconnected(reason) = proxy.step().await {
+            break reason;
+        }
+    };
+    // With an expired certificate there is no way back in.
+    let again = loop {
+        match proxy.step().await {
+            Step::Disconnected(reason) => break reason,
+            Step::Connected => {}
+            other => panic!("served after its credential had ended ({ended}): {other:?}"),
+        }
+    };
+    assert!(!again.is_empty());
+    control.stop().await;
+}
