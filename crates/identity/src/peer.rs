@@ -66,6 +66,8 @@ pub struct PeerCertificate {
     pub ip_addresses: Vec<Vec<u8>>,
     /// The subject in RFC 2253 style, empty when there is none (`Subject=` of XFCC).
     pub subject: String,
+    /// Serial number, lower-case hex.
+    pub serial: String,
     /// Start of validity.
     pub not_before: OffsetDateTime,
     /// End of validity: a stream that authenticated with this certificate must end by then.
@@ -88,6 +90,7 @@ impl PeerCertificate {
             dns_names: Vec::new(),
             ip_addresses: Vec::new(),
             subject: certificate.subject().to_string(),
+            serial: certificate.raw_serial().iter().map(|b| format!("{b:02x}")).collect(),
             not_before: certificate.validity().not_before.to_datetime(),
             not_after: certificate.validity().not_after.to_datetime(),
             sha256: hex(digest::digest(&digest::SHA256, der).as_ref()),

@@ -98,6 +98,8 @@ pub struct ConfigDump {
     pub version: String,
     /// Node id of its xDS streams.
     pub node: String,
+    /// Node metadata of its xDS streams.
+    pub metadata: serde_json::Value,
     /// The configuration in force.
     pub snapshot: ProxySnapshot,
     /// Certificates and trust bundles, without keys.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
-use mantlet_model::query::SecretStatus;
+use mantlet_model::query::{ConfigDump, SecretStatus};
 use mantlet_runtime::admin::{json, respond, text};
 use mantlet_runtime::{Admin, LogHandle, Readiness};
 use serde_json::{Value, json};
@@ -67,15 +67,12 @@ pub(super) fn routes(settings: &Arc<Settings>, shared: &Arc<Shared>, readiness: 
 }
 
 fn config_dump(shared: &Shared, settings: &Settings) -> Value {
-    let config = shared.config.load();
-    json!({
-        "node": { "id": settings.node_id, "metadata": settings.metadata },
-        "version": config.version,
-        "listeners": config.snapshot.listeners,
-        "routes": config.snapshot.routes,
-        "clusters": config.snapshot.clusters,
-        "endpoints": config.snapshot.endpoints,
-        "secrets": secrets(&shared.secrets.load()),
+    json!(ConfigDump {
+        version: ISTIO_VERSION.to_string(),
+        node: settings.node_id.clone(),
+        metadata: json!(settings.metadata),
+        snapshot: (*shared.config.load().snapshot).clone(),
+        secrets: secrets(&shared.secrets.load()),
     })
 }
 
@@ -117,7 +114,7 @@ fn secrets(set: &SecretSet) -> Vec<SecretStatus> {
                 kind: "Cert Chain".to_string(),
                 state: "ACTIVE".to_string(),
                 valid: leaf.check_validity(now).is_ok(),
-                serial: serial(identity.chain().first().map_or(&[], |c| c.as_ref())),
+                serial: leaf.serial.clone(),
                 not_after: time(leaf.not_after),
                 not_before: time(leaf.not_before),
                 subject_alt_names: leaf.uris.iter().chain(&leaf.dns_names).cloned().collect(),
@@ -134,7 +131,7 @@ fn secrets(set: &SecretSet) -> Vec<SecretStatus> {
                 kind: "CA".to_string(),
                 state: "ACTIVE".to_string(),
                 valid: parsed.check_validity(now).is_ok(),
-                serial: serial(root),
+                serial: parsed.serial,
                 not_after: time(parsed.not_after),
                 not_before: time(parsed.not_before),
                 subject_alt_names: parsed.uris,
@@ -142,37 +139,6 @@ fn secrets(set: &SecretSet) -> Vec<SecretStatus> {
         }
     }
     out
-}
-
-/// Serial number in hexadecimal, read from the DER: SEQUENCE, SEQUENCE, `[0]` version, INTEGER.
-fn serial(der: &[u8]) -> String {
-    fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-        let (tag, rest) = bytes.split_first()?;
-        let (first, rest) = rest.split_first()?;
-        let (length, rest) = if *first < 0x80 {
-            (usize::from(*first), rest)
-        } else {
-            let n = usize::from(first & 0x7f);
-            let digits = rest.get(..n)?;
-            let length = digits
-                .iter()
-                .try_fold(0usize, |l, d| l.checked_mul(256)?.checked_add(usize::from(*d)))?;
-            (length, rest.get(n..)?)
-        };
-        Some((*tag, rest.get(..length)?, rest.get(length..)?))
-    }
-    let find = || {
-        let (_, certificate, _) = element(der)?;
-        let (_, body, _) = element(certificate)?;
-        let (tag, value, rest) = element(body)?;
-        if tag == 0x02 {
-            Some(value)
-        } else {
-            element(rest).map(|(_, value, _)| value)
-        }
-    };
-    let value = find().unwrap_or_default();
-    value.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Envoy's text form, as far as the endpoints go.
