@@ -13,7 +13,7 @@ use mantlet_identity::{
     ClientAuth, ClientTlsOptions, ExpectedServer, ServerTlsOptions, TlsIdentity, TrustBundle, TrustDomainRule,
 };
 use rustls_pki_types::ServerName;
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::io::{BufReader, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -106,11 +106,13 @@ async fn relay(mut near: TcpStream, connect: SocketAddr, side: &Side) -> Result<
         Side::Client(connector) => {
             let far = TcpStream::connect(connect).await?;
             far.set_nodelay(true)?;
+            // The TLS library reads 4 KiB at a time; the buffer below makes that one system call for many records.
+            let far = BufReader::with_capacity(BUFFER, far);
             let mut far = connector.connect(ServerName::from(connect.ip()), far).await?;
             copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await?;
         }
         Side::Server(acceptor) => {
-            let mut near = acceptor.accept(near).await?;
+            let mut near = acceptor.accept(BufReader::with_capacity(BUFFER, near)).await?;
             let mut far = TcpStream::connect(connect).await?;
             far.set_nodelay(true)?;
             copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await?;
