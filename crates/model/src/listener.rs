@@ -142,7 +142,7 @@ pub struct AccessLog {
     pub path: String,
     /// Text with `%COMMAND%` operators, ends with a newline; empty is Istio's default format.
     pub format: String,
-    /// JSON fields instead of text, in order; empty uses `format`.
+    /// JSON fields instead of text, sorted by name (the wire has no other order); empty uses `format`.
     pub json: Vec<(String, String)>,
 }
 

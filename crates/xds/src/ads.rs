@@ -208,14 +208,14 @@ impl<B: Backend> AggregatedDiscoveryService for AdsService<B> {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.open(request, false, |id| SotwServer::new(id)).await
+        self.open(request, false, SotwServer::new).await
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open(request, true, |id| DeltaServer::new(id)).await
+        self.open(request, true, DeltaServer::new).await
     }
 }
 

@@ -23,6 +23,10 @@ use crate::{Any, Node};
 
 /// A decoded resource.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "values are moved once each, on their way into the proxy's maps"
+)]
 pub enum Decoded {
     /// A cluster.
     Cluster(Cluster),
@@ -38,6 +42,10 @@ pub enum Decoded {
 
 /// One change of the proxy's configuration.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "values are moved once each, on their way into the proxy's maps"
+)]
 pub enum Change {
     /// A resource is new or different.
     Upsert(Decoded),

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use mantlet_model::cluster::Discovery;
+use mantlet_model::listener::Filters;
 use mantlet_model::{Cluster, Endpoints, Listener, ProxySnapshot, RouteTable, Secret};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -191,7 +192,7 @@ impl ResourceSet {
         previous: Option<&ResourceSet>,
     ) {
         // A listener may hold inlined key sets, which its model does not show; only then it is always encoded anew.
-        let reusable = options.jwks.is_none() || kind != ResourceType::Listener;
+        let reusable = inlined(&source, options).is_empty();
         let known = previous.filter(|_| reusable).and_then(|p| p.get(kind, name));
         let encoded = match known {
             Some(known) if known.source.is_same(&source) => known.clone(),
@@ -261,18 +262,32 @@ fn version(source: &Source, options: &Options<'_>) -> String {
         Source::Endpoints(e) => update(&mut hash, e.as_ref()),
         Source::Listener(l) => {
             update(&mut hash, l.as_ref());
-            if let Some(jwks) = options.jwks {
-                for (name, keys) in jwks {
-                    hash.update(name);
-                    hash.update([0]);
-                    hash.update(keys);
-                }
+            for (name, keys) in inlined(source, options) {
+                hash.update(name);
+                hash.update([0]);
+                hash.update(keys);
             }
         }
         Source::Routes(r) => update(&mut hash, r.as_ref()),
         Source::Secret(s) => hash.update(&encode::secret(s).value),
     }
     hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Key sets that are written into a listener.
+fn inlined<'o>(source: &Source, options: &Options<'o>) -> Vec<(&'o str, &'o [u8])> {
+    let (Source::Listener(listener), Some(all)) = (source, options.jwks) else {
+        return Vec::new();
+    };
+    let names = listener.all_chains().filter_map(|chain| match &chain.filters {
+        Filters::Http(http) => http.jwt.as_ref(),
+        Filters::Tcp(_) => None,
+    });
+    let names = names.flat_map(|jwt| &jwt.providers).map(|provider| &provider.jwks);
+    names
+        .filter_map(|name| all.get_key_value(name))
+        .map(|(n, k)| (n.as_str(), k.as_slice()))
+        .collect()
 }
 
 fn update(hash: &mut Sha256, value: &impl Serialize) {

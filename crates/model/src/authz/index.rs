@@ -211,6 +211,16 @@ impl RuleSet {
         self.residual.len()
     }
 
+    /// How many rules a request has to evaluate at most, besides the residual ones.
+    #[cfg(test)]
+    pub(super) fn candidates(&self, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> usize {
+        let mut count = 0;
+        self.probes.visit(connection, http, &mut |hash| {
+            count += self.table.get(&hash.key()).map_or(0, Vec::len)
+        });
+        count
+    }
+
     /// The id of the first rule, in byte order of the ids, that matches.
     pub(super) fn first_match(&self, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> Option<&str> {
         let mut best = u32::MAX;
@@ -255,7 +265,8 @@ fn compile(expr: &Expr) -> Result<Node, String> {
 
 /// Joins many exact alternatives of one attribute.
 fn group(children: Vec<Node>) -> Vec<Node> {
-    let mut sets: HashMap<std::mem::Discriminant<Test>, Vec<(Test, Box<[u8]>)>> = HashMap::new();
+    type Members = Vec<(Test, Box<[u8]>)>;
+    let mut sets: HashMap<std::mem::Discriminant<Test>, Members> = HashMap::new();
     let mut out = Vec::new();
     for child in children {
         match child {

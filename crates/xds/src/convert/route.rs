@@ -242,7 +242,6 @@ fn matches(model: &RouteMatch) -> ProtoMatch {
                     None => HeaderMatchSpecifier::PresentMatch(true),
                     Some(value) => HeaderMatchSpecifier::StringMatch(strings::encode(&string(value), false)),
                 }),
-                ..HeaderMatcher::default()
             })
             .collect(),
         query_parameters: model

@@ -360,6 +360,58 @@ fn canonical_keeps_the_meaning() {
     }
 }
 
+/// Rules that share a path, a method or a caller are told apart by what they do not share.
+#[test]
+fn the_rarest_condition_is_the_key() {
+    let exact = |attribute, text: String| Expr::atom(attribute, Matcher::Exact(text));
+    let rule = |n: usize, expr| Rule {
+        id: format!("r{n:05}"),
+        expr,
+    };
+    let caller = || exact(Attribute::PeerUri, "spiffe://td/ns/a/sa/x".into());
+    let port = || Expr::atom(Attribute::DestinationPort, Matcher::Port(80));
+    type Differ = fn(usize) -> Expr;
+    let differ: [Differ; 6] = [
+        |n| Expr::atom(Attribute::Path, Matcher::Exact(format!("/p{n}"))),
+        |n| Expr::atom(Attribute::Path, Matcher::Template(format!("/p{n}/{{*}}/x"))),
+        |n| Expr::atom(Attribute::Host, Matcher::Suffix(format!(".s{n}.com"))),
+        |n| {
+            Expr::atom(
+                Attribute::SourceIp,
+                Matcher::Cidr(format!("10.{}.{}.0/24", n / 256, n % 256).parse().unwrap()),
+            )
+        },
+        |n| Expr::atom(Attribute::Header("x-tenant".into()), Matcher::Exact(format!("t{n}"))),
+        |n| Expr::atom(Attribute::Claim(vec!["sub".into()]), Matcher::Exact(format!("u{n}"))),
+    ];
+    for (index, differ) in differ.into_iter().enumerate() {
+        let rules = (0..5000).map(|n| rule(n, Expr::And(vec![caller(), port(), differ(n)])));
+        let filter = AuthzFilter {
+            action: Action::Allow,
+            enforced: true,
+            rules: rules.collect(),
+            shadow: vec![],
+        };
+        let engine = Engine::new(&[filter]);
+        assert_eq!(engine.size(), (5000, 0));
+        let request = Request {
+            uris: vec!["spiffe://td/ns/a/sa/x".into()],
+            source: [10, 0, 42, 7].into(),
+            authority: "www.s42.com".into(),
+            path: if index == 0 { "/p42".into() } else { "/p42/a/x".into() },
+            headers: vec![("x-tenant".into(), b"t42".to_vec())],
+            claims: Some(json!({"sub": "u42"})),
+            ..Request::default()
+        };
+        let decision = engine.decide(&request.connection(), request.view());
+        assert_eq!(decision.rule, Some("r00042"), "{index}");
+        let candidates = engine.filters[0]
+            .rules
+            .candidates(&request.connection(), request.view());
+        assert!(candidates <= 2, "{index}: {candidates} candidates");
+    }
+}
+
 /// With indexable rules a request looks at its own rules only, however many there are.
 #[test]
 fn the_index_leaves_no_residual_for_ordinary_rules() {
@@ -390,6 +442,10 @@ fn the_index_leaves_no_residual_for_ordinary_rules() {
     };
     let decision = engine.decide(&request.connection(), request.view());
     assert_eq!(decision.rule, Some("ns[a]-policy[p77]-rule[0]"));
+    let candidates = engine.filters[0]
+        .rules
+        .candidates(&request.connection(), request.view());
+    assert_eq!(candidates, 1, "of 10000 rules only the own one is looked at");
     request.path = "/p78/x".into();
     assert_eq!(
         engine.decide(&request.connection(), request.view()).verdict,
