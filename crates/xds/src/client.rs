@@ -14,9 +14,9 @@ use envoy_types::pb::google::rpc::Status;
 use mantlet_model::cluster::{ClusterTls, Discovery};
 use mantlet_model::http::RouteSource;
 use mantlet_model::listener::Filters;
-use mantlet_model::names::{SECRET_DEFAULT, SECRET_ROOT};
 use mantlet_model::{Cluster, Endpoints, Listener, RouteTable, Secret};
 
+use crate::convert::tls::is_local;
 use crate::decode::{self, DecodeError};
 use crate::resources::ResourceType;
 use crate::{Any, Node};
@@ -61,6 +61,7 @@ pub struct Pending {
     nonce: String,
     versions: BTreeMap<String, Option<String>>,
     references: BTreeMap<String, References>,
+    inlined: BTreeMap<String, BTreeSet<String>>,
     /// What changes, in the order of the response.
     pub changes: Vec<Change>,
 }
@@ -102,8 +103,8 @@ struct TypeState {
 pub struct DeltaClient {
     node: Node,
     types: BTreeMap<ResourceType, TypeState>,
-    /// Secrets that the proxy makes itself (its own certificate and trust bundle).
-    local_secrets: BTreeSet<String>,
+    /// Key sets that listeners carry in themselves, by listener.
+    inlined: BTreeMap<String, BTreeSet<String>>,
     first: bool,
 }
 
@@ -116,7 +117,7 @@ impl DeltaClient {
                 .into_iter()
                 .map(|t| (t, TypeState::default()))
                 .collect(),
-            local_secrets: [SECRET_DEFAULT, SECRET_ROOT].map(String::from).into(),
+            inlined: BTreeMap::new(),
             first: true,
         }
     }
@@ -159,6 +160,7 @@ impl DeltaClient {
             nonce: nonce.clone(),
             versions: BTreeMap::new(),
             references: BTreeMap::new(),
+            inlined: BTreeMap::new(),
             changes: Vec::new(),
         };
         let mut errors = Vec::new();
@@ -170,6 +172,13 @@ impl DeltaClient {
             let mut references = References::new();
             match decode_one(kind, any, &mut references) {
                 Ok((name, changes)) if name == resource.name => {
+                    let keys = changes.iter().filter_map(|change| match change {
+                        Change::Upsert(Decoded::Secret(secret)) if kind == ResourceType::Listener => {
+                            Some(secret.name.clone())
+                        }
+                        _ => None,
+                    });
+                    pending.inlined.insert(name.clone(), keys.collect());
                     pending.changes.extend(changes);
                     pending.versions.insert(name.clone(), Some(resource.version));
                     pending.references.insert(name, references);
@@ -199,8 +208,20 @@ impl DeltaClient {
             nonce,
             versions,
             references,
+            inlined,
             changes: _,
         } = pending;
+        let mut forgotten = Vec::new();
+        if kind == ResourceType::Listener {
+            let before: BTreeSet<String> = self.inlined.values().flatten().cloned().collect();
+            for name in versions.keys() {
+                self.inlined.remove(name);
+            }
+            self.inlined.extend(inlined);
+            let after: BTreeSet<&String> = self.inlined.values().flatten().collect();
+            let gone = before.iter().filter(|name| !after.contains(name));
+            forgotten.extend(gone.map(|name| Change::Remove(ResourceType::Secret, name.clone())));
+        }
         let state = self.types.entry(kind).or_default();
         for (name, version) in versions {
             match version {
@@ -215,7 +236,6 @@ impl DeltaClient {
         }
         state.references.extend(references);
 
-        let mut forgotten = Vec::new();
         let mut out = vec![DeltaDiscoveryRequest {
             type_url: kind.url().into(),
             response_nonce: nonce,
@@ -230,7 +250,7 @@ impl DeltaClient {
         for kind in [ResourceType::Endpoints, ResourceType::Routes, ResourceType::Secret] {
             let names: BTreeSet<String> = wanted
                 .iter()
-                .filter(|(k, n)| *k == kind && !(kind == ResourceType::Secret && self.local_secrets.contains(n)))
+                .filter(|(k, n)| *k == kind && !(kind == ResourceType::Secret && is_local(n)))
                 .map(|(_, n)| n.clone())
                 .collect();
             let state = self.types.entry(kind).or_default();

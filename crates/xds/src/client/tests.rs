@@ -256,3 +256,78 @@ fn a_resource_that_cannot_be_read_refuses_its_response_by_name() {
             .is_ok()
     );
 }
+
+/// Key sets inside listeners come and go with them; secrets of the local agent are not asked for.
+#[test]
+fn inlined_keys_are_forgotten_with_their_listener() {
+    use mantlet_model::http::{JwtAuthn, JwtProvider};
+    use mantlet_model::tls::{ServerTls, TlsVersion};
+
+    let mut listener = generate::sample(generate::listener_with_http());
+    listener.default_chain = None;
+    listener.chains[0].tls = Some(ServerTls {
+        certificate: "default".into(),
+        trust_bundle: Some("file-root:system".into()),
+        client_sans: vec![],
+        require_client_certificate: false,
+        alpn: vec![],
+        min_version: TlsVersion::V1_2,
+        ciphers: vec![],
+    });
+    let Filters::Http(http) = &mut listener.chains[0].filters else {
+        panic!("HTTP chain expected");
+    };
+    http.routes = RouteSource::Named("r".into());
+    http.jwt = Some(JwtAuthn {
+        providers: vec![JwtProvider {
+            name: "origins-0".into(),
+            issuer: "i".into(),
+            audiences: vec![],
+            jwks: "jwks/a".into(),
+            from_headers: vec![],
+            from_params: vec![],
+            from_cookies: vec![],
+            forward: false,
+            payload_header: None,
+            claim_headers: vec![],
+        }],
+    });
+    let keys = BTreeMap::from([("jwks/a".to_string(), b"{}".to_vec())]);
+    let options = Options {
+        jwks: Some(&keys),
+        ..Options::default()
+    };
+    let response = |resources, removed| DeltaDiscoveryResponse {
+        type_url: ResourceType::Listener.url().into(),
+        nonce: "1".into(),
+        resources,
+        removed_resources: removed,
+        ..DeltaDiscoveryResponse::default()
+    };
+    let resource = envoy_types::pb::envoy::service::discovery::v3::Resource {
+        name: listener.name.clone(),
+        version: "1".into(),
+        resource: Some(crate::encode::listener(&listener, &options)),
+        ..Default::default()
+    };
+    let mut client = DeltaClient::new(Node::default());
+    let mut proxy = Proxy::default();
+    let pending = client.on_response(response(vec![resource], vec![])).unwrap();
+    proxy.apply(&pending.changes);
+    let accepted = client.accept(pending);
+    assert!(accepted.forgotten.is_empty());
+    let asked: Vec<_> = accepted
+        .requests
+        .iter()
+        .flat_map(|r| &r.resource_names_subscribe)
+        .collect();
+    assert_eq!(asked, ["r"], "neither own secrets nor inlined keys are subscribed to");
+    assert!(proxy.0.keys().any(|(kind, _)| *kind == ResourceType::Secret));
+
+    let pending = client
+        .on_response(response(vec![], vec![listener.name.clone()]))
+        .unwrap();
+    proxy.apply(&pending.changes);
+    proxy.apply(&client.accept(pending).forgotten);
+    assert!(proxy.0.is_empty(), "{:?}", proxy.0.keys());
+}

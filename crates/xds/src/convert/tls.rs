@@ -57,7 +57,7 @@ pub(crate) fn decode_raw(proto: TransportSocket) -> Result<()> {
 
 /// The workload's own secrets come from the local agent, all others by the aggregated stream; so the name alone
 /// decides the source, and the model needs no field for it.
-fn is_local(name: &str) -> bool {
+pub(crate) fn is_local(name: &str) -> bool {
     name == SECRET_DEFAULT || name == SECRET_ROOT || name.starts_with("file-cert:") || name.starts_with("file-root:")
 }
 
