@@ -13,8 +13,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 /// The address that a redirected connection was going to before nft changed it (`SO_ORIGINAL_DST`).
 ///
+/// Where conntrack is active, a connection that was not redirected has an answer too: the socket's own local address. A
+/// listener that gets that has been dialled directly.
+///
 /// # Errors
-/// `ENOENT` when the connection was not redirected (no conntrack entry); callers then use the local address.
+/// `ENOENT` when conntrack does not know the connection; callers then use the local address.
 pub fn original_dst(socket: impl AsFd) -> io::Result<SocketAddr> {
     let fd = socket.as_fd();
     match rso::socket_domain(fd)? {

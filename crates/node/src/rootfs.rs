@@ -243,13 +243,8 @@ fn build_proc(root: &Path, privileged: bool) -> Result<(), SandboxError> {
     let proc = root.join("proc");
     sandbox::mount("proc", &proc, "proc", no, "")?;
     let sys = root.join("sys");
-    sandbox::mount(
-        "sysfs",
-        &sys,
-        "sysfs",
-        if privileged { no } else { no | MountFlags::RDONLY },
-        "",
-    )?;
+    // Read-only for privileged containers too: the sandbox has no writable one, and the kernel lets none be made then.
+    sandbox::mount("sysfs", &sys, "sysfs", no | MountFlags::RDONLY, "")?;
     if privileged {
         return Ok(());
     }

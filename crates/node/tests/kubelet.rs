@@ -73,11 +73,20 @@ impl Cluster {
         let client = Client::new(server.service(Identity::admin("test")), "default");
         let stop = CancellationToken::new();
         let informers = Informers::start(&client, &stop);
-        let config = controllers::Config { root_ca_pem: ca.clone() };
+        let config = controllers::Config {
+            root_ca_pem: ca.clone(),
+        };
         tokio::spawn(controllers::run(client.clone(), informers, config, stop.clone()));
         let kubeconfig = serve_tls(&server, &issuer, &ca, &state_dir).await;
         let program = context.program.clone();
-        let mut cluster = Self { client, state_dir, stop, agent: None, program, kubeconfig };
+        let mut cluster = Self {
+            client,
+            state_dir,
+            stop,
+            agent: None,
+            program,
+            kubeconfig,
+        };
         cluster.start_agent();
         cluster.node_is_ready().await;
         cluster
@@ -461,6 +470,24 @@ async fn restarts(context: Context) {
         .await;
     assert_eq!(container(&pod, "c")["restartCount"], 1);
     cluster.delete_and_wait("done").await;
+    // kill -9 of a container's process, as an administrator or the kernel might.
+    cluster.create("killed", json!({"containers": [
+        {"name": "a", "image": "x", "command": ["sleep", "100"]}, {"name": "b", "image": "x", "command": ["sleep", "200"]}]})).await;
+    let before = cluster.ready("killed").await;
+    let (status, _) = cluster.exec("killed", "b", &["pkill", "-9", "-f", "^sleep 100$"]).await;
+    assert_eq!(status["status"], "Success");
+    let pod = cluster
+        .pod_until("killed", "it was restarted", |pod| {
+            container(pod, "a")["restartCount"] == 1 && condition(pod, "Ready") == "True"
+        })
+        .await;
+    let last = &container(&pod, "a")["lastState"]["terminated"];
+    assert_eq!((&last["exitCode"], &last["signal"]), (&json!(137), &json!(9)));
+    assert_eq!(
+        container(&pod, "b")["containerID"],
+        container(&before, "b")["containerID"],
+        "the other one goes on"
+    );
     cluster.end().await;
 }
 

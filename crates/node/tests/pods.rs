@@ -34,6 +34,8 @@ fn main() -> ExitCode {
             Box::pin(pod_ends(c))
         }),
         ("children_of_a_container_end_with_it", |c| Box::pin(children_end(c))),
+        ("a_pod_cannot_send_from_another_address", |c| Box::pin(spoofing(c))),
+        ("capture_follows_istios_rules", |c| Box::pin(capture(c))),
         ("sudo_needs_privileges_and_tcpdump_then_sees_packets", |c| {
             Box::pin(sudo_tcpdump(c))
         }),
@@ -477,4 +479,168 @@ async fn sudo_tcpdump(context: Context) {
     };
     assert_eq!(code, 0, "{text}");
     assert!(text.contains(".3000: Flags [S]"), "{text}");
+}
+
+/// `curl` in a container: exit code and what came back.
+async fn curl(context: &Context, pod: &Pod, container: &str, args: &[&str]) -> (i32, String) {
+    let argv = [["curl", "-s", "-m", "3"].as_slice(), args].concat();
+    pod.exec(context, container, &argv).await
+}
+
+async fn spoofing(context: Context) {
+    let server = Pod::start(&context, "target").await;
+    let victim = Pod::start(&context, "victim").await;
+    let pod = Pod::start(&context, "spoofer").await;
+    let receive = "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.bind(('',5000))\nprint('up',flush=True)\n\
+        while True: d,a=s.recvfrom(99); print(a[0],d.decode(),flush=True)";
+    server
+        .run(server.container("udp", &["python3", "-u", "-c", receive]))
+        .await;
+    let mut admin = pod.container("admin", &["sleep", "infinity"]);
+    admin.identity.caps = Caps::container_default().with("NET_ADMIN").expect("known");
+    pod.run(admin).await;
+    until("the server listens", async || server.log("udp") == ["stdout F up"]).await;
+    let foreign = victim.address.to_string();
+    let (code, text) = pod
+        .exec(
+            &context,
+            "admin",
+            &["ip", "addr", "add", &format!("{foreign}/32"), "dev", "eth0"],
+        )
+        .await;
+    assert_eq!(code, 0, "{text}");
+    let send = async |from: &str, word: &str| {
+        let script = format!(
+            "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.bind(('{from}',0))\ns.sendto(b'{word}',('{}',5000))",
+            server.address
+        );
+        let (code, text) = pod.exec(&context, "admin", &["python3", "-c", &script]).await;
+        assert_eq!(code, 0, "{text}");
+    };
+    send(&foreign, "spoofed").await;
+    send(&pod.address.to_string(), "honest").await;
+    until("the honest packet has arrived", async || server.log("udp").len() > 1).await;
+    // It was sent later on the same way, so the other one would be there.
+    assert_eq!(server.log("udp")[1..], [format!("stdout F {} honest", pod.address)]);
+}
+
+/// A server on `port` that answers every connection with its name and the original destination.
+fn listener(name: &str, port: u16) -> String {
+    format!(
+        "import socket,struct\n\
+         s=socket.create_server(('',{port}))\n\
+         while True:\n\
+         \x20 c,_=s.accept()\n\
+         \x20 try: d=c.getsockopt(0,80,16); n=c.getsockname(); o=socket.inet_ntoa(d[4:8])+':'+str(struct.unpack('>H',d[2:4])[0]); o='direct' if o==n[0]+':'+str(n[1]) else o\n\
+         \x20 except OSError: o='direct'\n\
+         \x20 c.recv(65536); b=('{name} '+o).encode()\n\
+         \x20 c.sendall(b'HTTP/1.0 200 OK\\r\\nContent-Length: '+str(len(b)).encode()+b'\\r\\n\\r\\n'+b); c.close()\n"
+    )
+}
+
+/// The rules of the injected init container in a real pod, seen by real connections.
+async fn capture(context: Context) {
+    let outside = Pod::start(&context, "outside").await;
+    outside
+        .run(outside.container("web", &["python3", "-c", &listener("outside", 80)]))
+        .await;
+    let mut pod = Pod::start(&context, "meshed").await;
+    let flags = [
+        "-p",
+        "15001",
+        "-z",
+        "15006",
+        "-u",
+        "1337",
+        "-m",
+        "REDIRECT",
+        "-i",
+        "*",
+        "-x",
+        "",
+        "-b",
+        "*",
+        "-d",
+        "15090,15021,15020",
+    ];
+    let rules = mantlet_net::capture::plan(&mantlet_net::capture::Config::from_args(&flags).expect("flags"));
+    let mut init = pod.container("init", &["nft", "-f", "/etc/rules"]);
+    init.root.files.push(FileEntry {
+        path: "/etc/rules".into(),
+        text: rules,
+        mode: 0o644,
+    });
+    init.identity.caps = Caps(0)
+        .with("NET_ADMIN")
+        .and_then(|c| c.with("NET_RAW"))
+        .expect("known");
+    pod.run(init).await;
+    let exit = pod.expect_exit("init").await;
+    assert_eq!(exit.code, 0, "{:?}", pod.log("init"));
+    for (name, port) in [("out", 15001), ("in", 15006), ("app", 8080), ("status", 15021)] {
+        pod.run(pod.container(name, &["python3", "-c", &listener(name, port)]))
+            .await;
+    }
+    let mut proxy = pod.container("proxy", &["sleep", "infinity"]);
+    proxy.identity = Identity {
+        uid: 1337,
+        gid: 1337,
+        no_new_privs: true,
+        seccomp: true,
+        ..Identity::default()
+    };
+    pod.run(proxy).await;
+    outside.run(outside.container("sleep", &["sleep", "infinity"])).await;
+    let (own, other) = (pod.address, outside.address);
+    until("all listeners are up", async || {
+        let mut up = curl(&context, &outside, "sleep", &["http://127.0.0.1/"]).await.0 == 0;
+        for port in [15001, 15006, 8080, 15021] {
+            up &= curl(&context, &pod, "proxy", &[&format!("http://127.0.0.1:{port}/")])
+                .await
+                .0
+                == 0;
+        }
+        up
+    })
+    .await;
+    let cases: [(&Pod, &str, String, String); 9] = [
+        (&pod, "app", format!("http://{other}/"), format!("out {other}:80")),
+        (
+            &pod,
+            "app",
+            "http://192.0.2.1:4321/".into(),
+            "out 192.0.2.1:4321".into(),
+        ),
+        // The proxy's own traffic leaves; to its own address it comes in again, as for a call to the pod's own Service.
+        (&pod, "proxy", format!("http://{other}/"), "outside direct".into()),
+        (&pod, "proxy", format!("http://{own}:8080/"), format!("in {own}:8080")),
+        // The application reaches itself without the proxy.
+        (&pod, "app", "http://127.0.0.1:8080/".into(), "app direct".into()),
+        (&pod, "app", format!("http://{own}:8080/"), "app direct".into()),
+        (
+            &outside,
+            "sleep",
+            format!("http://{own}:8080/"),
+            format!("in {own}:8080"),
+        ),
+        (
+            &outside,
+            "sleep",
+            format!("http://{own}:15021/"),
+            "status direct".into(),
+        ),
+        (
+            &outside,
+            "sleep",
+            format!("http://{own}:1234/"),
+            format!("in {own}:1234"),
+        ),
+    ];
+    for (from, container, url, expected) in cases {
+        let (code, text) = curl(&context, from, container, &[&url]).await;
+        assert_eq!((code, text), (0, expected), "{container} to {url}");
+    }
+    // What the inbound listener sends on, from 127.0.0.6, arrives at the application.
+    let args = ["--interface", "127.0.0.6", &format!("http://{own}:8080/")];
+    assert_eq!(curl(&context, &pod, "proxy", &args).await, (0, "app direct".into()));
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::informer::Key;
 use super::queue::{self, Queue};
-use super::{Context, Error, already_exists, ignore_not_found, namespace_terminating, pods};
+use super::{Context, Error, already_exists, ignore_not_found, namespace_terminating, not_found, pods};
 
 /// Which Service a slice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -241,6 +241,8 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
         match written {
             Ok(slice) => context.informers.slices.observe(&slice),
             Err(error) if namespace_terminating(&error) => return Ok(None),
+            // Deleted meanwhile, by the namespace's end perhaps; the watch will tell.
+            Err(error) if not_found(&error) => return Ok(Some(Duration::from_millis(50))),
             Err(error) if already_exists(&error) => {
                 // A leftover of a service that was deleted and made anew: take it over with the next look.
                 let leftover = api.get(&slice.name_any()).await?;

@@ -320,6 +320,8 @@ impl Worker {
             return;
         };
         let message = last_words(&self.dir, &id, container, exit.code, &self.handle);
+        // The mount point; what was mounted there is gone with the container.
+        let _ = std::fs::remove_dir(self.dir.join("roots").join(&id));
         let ended = Ended {
             id,
             exit_code: exit.code,

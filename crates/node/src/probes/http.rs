@@ -229,3 +229,91 @@ impl ServerCertVerifier for AnyCertificate {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use http_body_util::StreamBody;
+    use hyper::body::{Frame, Incoming};
+    use hyper::service::service_fn;
+    use hyper_util::server::conn::auto;
+    use std::convert::Infallible;
+
+    type Body = StreamBody<futures::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
+
+    fn body(frames: Vec<Frame<Bytes>>) -> Body {
+        StreamBody::new(futures::stream::iter(frames.into_iter().map(Ok).collect::<Vec<_>>()))
+    }
+
+    /// HTTP/1.1 and HTTP/2 on one port.
+    async fn serve(answer: fn(&Request<Incoming>) -> Response<Body>) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(&request)) });
+                tokio::spawn(async move {
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn redirects_within_the_host_are_followed_and_headers_are_sent() {
+        let address = serve(|request| {
+            let response = Response::builder();
+            let response = match request.uri().path() {
+                "/start" => response.status(302).header("location", "/end"),
+                "/away" => response.status(302).header("location", "http://example.com/"),
+                "/loop" => response.status(302).header("location", "/loop"),
+                "/end" if request.headers()["host"] == "app.example" => response.status(204),
+                _ => response.status(500),
+            };
+            response.body(body(Vec::new())).expect("response")
+        })
+        .await;
+        let headers = [("Host".to_owned(), "app.example".to_owned())];
+        assert_eq!(get(address, false, "/start", &headers).await, Ok(204));
+        assert_eq!(get(address, false, "end", &headers).await, Ok(204));
+        assert_eq!(get(address, false, "/away", &[]).await, Ok(302));
+        assert_eq!(get(address, false, "/end", &[]).await, Ok(500));
+        assert!(
+            get(address, false, "/loop", &[])
+                .await
+                .expect_err("endless")
+                .contains("redirects")
+        );
+    }
+
+    #[tokio::test]
+    async fn grpc_health_is_serving_or_an_error() {
+        let address = serve(|request| {
+            assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().expect("value"));
+            let status = if request.headers()["te"] == "trailers" { 1 } else { 2 };
+            let message = Bytes::from(vec![0, 0, 0, 0, 2, 8, status]);
+            Response::builder()
+                .header("content-type", "application/grpc")
+                .body(body(vec![Frame::data(message), Frame::trailers(trailers)]))
+                .expect("response")
+        })
+        .await;
+        assert_eq!(grpc_health(address, "orders").await, Ok(()));
+        let address = serve(|_| {
+            let body = body(Vec::new());
+            Response::builder()
+                .header("grpc-status", "12")
+                .body(body)
+                .expect("response")
+        })
+        .await;
+        let error = grpc_health(address, "").await.expect_err("unimplemented");
+        assert_eq!(error, "gRPC health check failed with status 12");
+    }
+}

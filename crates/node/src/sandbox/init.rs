@@ -31,12 +31,15 @@ pub(crate) const SYSTEM_DIRS: [&str; 8] = ["usr", "bin", "sbin", "lib", "lib32",
 pub(crate) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 /// Kernel switches of the cluster's network namespace.
-const SYSCTLS: [(&str, &str); 8] = [
+const SYSCTLS: [(&str, &str); 10] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/conf/all/rp_filter", "0"),
-    ("net/ipv4/conf/default/rp_filter", "0"),
+    // Strict for each pod's interface, which takes this value when it is made: a pod cannot send from another's address.
+    ("net/ipv4/conf/default/rp_filter", "1"),
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/default/accept_redirects", "0"),
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),

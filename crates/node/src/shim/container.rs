@@ -11,6 +11,7 @@ use std::path::Path;
 
 use mantlet_net::{caps, fdpass, process, seccomp};
 use nix::sched::CloneFlags;
+use nix::sys::resource::Resource;
 use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 
@@ -60,10 +61,11 @@ pub(super) fn run_command(
     streams: Streams,
     status: &OwnedFd,
 ) -> ! {
+    let terminal = matches!(streams, Streams::Terminal);
     let error = match prepare_command(container, namespace, streams, status) {
         Ok(()) => {
             let mut env = container.env.clone();
-            if !env.iter().any(|(name, _)| name == "TERM") {
+            if terminal && !env.iter().any(|(name, _)| name == "TERM") {
                 env.push(("TERM".into(), "xterm".into()));
             }
             exec(argv, &env)
@@ -131,6 +133,8 @@ fn finish(cwd: &Path, identity: &Identity, streams: Streams, status: &OwnedFd) -
     };
     process::set_stdio(&stdin, &stdout, &stderr).map_err(|e| format!("setting standard streams: {e}"))?;
     process::close_on_exec_from(3).map_err(|e| format!("marking descriptors: {e}"))?;
+    // A core file would hold the keys of a proxy.
+    process::set_limit(Resource::RLIMIT_CORE, 0).map_err(|e| format!("limiting core files: {e}"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     become_identity(identity)?;
     // As the container's user, so that it is refused what that user may not enter.

@@ -163,7 +163,9 @@ impl Worker {
         let log = self.log_path(name, restarts);
         let previous = Some(self.log_path(name, restarts - 1)).filter(|path| path.exists());
         // Two generations are kept, as a kubelet does.
-        let _ = std::fs::remove_file(self.log_path(name, restarts - 2));
+        for suffix in ["log", "log.1"] {
+            let _ = std::fs::remove_file(self.log_path(name, restarts - 2).with_extension(suffix));
+        }
         let facts = self.facts();
         let request = spec::Request {
             pod: &self.pod,
