@@ -210,6 +210,19 @@ mod tests {
         let mut unknown = Vec::new();
         crate::schema::prune(&mut value, pod, "", &mut unknown);
         assert_eq!(unknown, ["spec.containers[0].iamge"]);
+        let mut limits =
+            json!({"spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": 0.5, "memory": "1Gi"}}}]}});
+        assert_eq!(crate::schema::decode_error(&limits, pod, ""), None);
+        crate::schema::strip_nulls(&mut limits, pod);
+        assert_eq!(
+            limits["spec"]["containers"][0]["resources"]["limits"],
+            json!({"cpu": "0.5", "memory": "1Gi"})
+        );
+        limits["spec"]["containers"][0]["resources"]["limits"]["memory"] = "1GiB".into();
+        assert_eq!(
+            crate::schema::decode_error(&limits, pod, "").map(|e| e.1).as_deref(),
+            Some("spec.containers.resources.limits.memory")
+        );
         let bad = json!({"spec": {"replicas": "3"}});
         let deployment = schema("apps", "v1", "Deployment").unwrap();
         assert_eq!(

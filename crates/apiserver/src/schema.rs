@@ -95,6 +95,14 @@ impl<'a> Schema<'a> {
         self.flag("x-kubernetes-int-or-string") || self.node["format"].as_str() == Some("int-or-string")
     }
 
+    /// A resource quantity, which the generated schemas describe like any integer or string.
+    fn is_quantity(&self) -> bool {
+        self.int_or_string()
+            && self.node["description"]
+                .as_str()
+                .is_some_and(|d| d.starts_with("Quantity is"))
+    }
+
     /// Anything goes below this node.
     fn open(&self) -> bool {
         self.flag("x-kubernetes-preserve-unknown-fields")
@@ -195,9 +203,27 @@ pub(crate) fn apply_defaults(value: &mut Value, schema: Schema<'_>) {
     }
 }
 
-/// Removes nulls, which mean "absent" in built-in kinds, except where anything goes.
+/// Whether a text is a quantity: a decimal number with a binary, decimal or exponent suffix.
+fn is_quantity(text: &str) -> bool {
+    let digits = text.trim_start_matches(['+', '-']);
+    let end = digits
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(digits.len());
+    let (number, suffix) = digits.split_at(end);
+    let exponent = |s: &str| s.strip_prefix(['e', 'E']).is_some_and(|e| e.parse::<i32>().is_ok());
+    text.len() - digits.len() <= 1
+        && number.bytes().any(|b| b.is_ascii_digit())
+        && number.bytes().filter(|b| *b == b'.').count() <= 1
+        && (matches!(
+            suffix,
+            "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei"
+        ) || exponent(suffix))
+}
+
+/// Removes nulls, which mean "absent" in built-in kinds, except where anything goes; quantities become texts.
 pub(crate) fn strip_nulls(value: &mut Value, schema: Schema<'_>) {
     match value {
+        Value::Number(n) if schema.is_quantity() => *value = Value::String(n.to_string()),
         Value::Object(map) => {
             let open = schema.open() && schema.node.get("properties").is_none();
             if !open {
@@ -238,6 +264,13 @@ pub(crate) fn decode_error(value: &Value, schema: Schema<'_>, path: &str) -> Opt
         return None;
     }
     let wrong = |want: &str| Some((json_kind(value).to_owned(), path.to_owned(), want.to_owned()));
+    if schema.is_quantity() {
+        let good = match value {
+            Value::String(text) => is_quantity(text),
+            other => other.is_number(),
+        };
+        return if good { None } else { wrong("resource.Quantity") };
+    }
     if schema.int_or_string() {
         return (!value.is_string() && !value.is_i64()).then(|| {
             (
@@ -262,14 +295,6 @@ pub(crate) fn decode_error(value: &Value, schema: Schema<'_>, path: &str) -> Opt
         }
         ("array", _) => wrong("[]"),
         ("string", Value::String(_)) => None,
-        // Quantities may be written as numbers.
-        ("string", Value::Number(_))
-            if schema.node["description"]
-                .as_str()
-                .is_some_and(|d| d.starts_with("Quantity is")) =>
-        {
-            None
-        }
         ("string", _) => wrong("string"),
         ("boolean", Value::Bool(_)) => None,
         ("boolean", _) => wrong("bool"),

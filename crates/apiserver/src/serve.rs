@@ -132,7 +132,14 @@ impl ApiServer {
             let identity = identity.clone();
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, identity).await) }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        // The version was agreed on in the handshake; waiting to see which one it is would have no time limit.
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let mut builder = if http2 {
+            builder.http2_only()
+        } else {
+            builder.http1_only()
+        };
         builder
             .http1()
             .timer(TokioTimer::new())

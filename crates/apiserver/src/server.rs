@@ -231,14 +231,23 @@ impl ApiServer {
             .iter()
             .map(text)
             .collect::<ApiResult<_>>()?;
+        // A uid or extras that were left out would give the request a wider identity than was asked for.
+        let more = headers
+            .keys()
+            .any(|k| k.as_str() == "impersonate-uid" || k.as_str().starts_with("impersonate-extra-"));
         let Some(user) = headers.get("impersonate-user").map(text).transpose()? else {
-            if groups.is_empty() && !headers.contains_key("impersonate-uid") {
+            if groups.is_empty() && !more {
                 return Ok(identity);
             }
             return Err(ApiError::bad_request(
                 "requested groups or uid without impersonating a user",
             ));
         };
+        if more {
+            return Err(ApiError::bad_request(
+                "impersonating a uid or extra attributes is not supported",
+            ));
+        }
         if identity.is_anonymous() {
             return Err(ApiError::unauthorized());
         }

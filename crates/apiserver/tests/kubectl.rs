@@ -287,6 +287,11 @@ async fn custom_resources() {
         )
         .await;
     assert!(e.contains("unknown field \"spec.mtsl\""), "{e}");
+    let explained = c.ok(&["explain", "pa.spec.mtls.mode"]).await;
+    assert!(
+        explained.contains("ENUM:") && explained.contains("STRICT"),
+        "{explained}"
+    );
     c.ok_with(
         &["apply", "--server-side", "-f", "-"],
         &object.replace("default", "ssa"),
