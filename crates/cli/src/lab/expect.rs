@@ -6,8 +6,8 @@ use regex::Regex;
 /// One line of an `expect` block.
 #[derive(Clone, Debug)]
 pub enum Expectation {
-    /// The command's exit code.
-    Exit(i32),
+    /// The command's exit code; `None` for a command that may end either way.
+    Exit(Option<i32>),
     /// A text that must be in the output.
     Contains(String),
     /// A text that must not be.
@@ -47,7 +47,8 @@ impl Expectation {
             bail!("{line:?} says nothing");
         }
         Ok(match word {
-            "exit" => Self::Exit(rest.parse().with_context(|| format!("{line:?}"))?),
+            "exit" if rest == "any" => Self::Exit(None),
+            "exit" => Self::Exit(Some(rest.parse().with_context(|| format!("{line:?}"))?)),
             "contains" => Self::Contains(rest.to_owned()),
             "lacks" => Self::Lacks(rest.to_owned()),
             "matches" => Self::Matches(Regex::new(&format!("(?m){rest}")).with_context(|| format!("{line:?}"))?),
@@ -64,7 +65,8 @@ impl Expectation {
             packets.windows(text.len()).any(|window| window == text.as_bytes())
         };
         match self {
-            Self::Exit(code) => observed.exit == Some(*code),
+            Self::Exit(None) => observed.exit.is_some(),
+            Self::Exit(Some(code)) => observed.exit == Some(*code),
             Self::Contains(text) => observed.output.contains(text),
             Self::Lacks(text) => !observed.output.contains(text),
             Self::Matches(regex) => regex.is_match(&observed.output),
@@ -83,7 +85,8 @@ impl Expectation {
 impl std::fmt::Display for Expectation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Exit(code) => write!(f, "exit {code}"),
+            Self::Exit(None) => f.write_str("exit any"),
+            Self::Exit(Some(code)) => write!(f, "exit {code}"),
             Self::Contains(text) => write!(f, "contains {text}"),
             Self::Lacks(text) => write!(f, "lacks {text}"),
             Self::Matches(regex) => write!(f, "matches {}", regex.as_str().trim_start_matches("(?m)")),
