@@ -171,7 +171,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--legs", default=",".join(LEGS))
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
-    parser.add_argument("--results", default=RESULTS)
+    parser.add_argument("--results")
     options = parser.parse_args()
     legs_wanted, scenarios = options.legs.split(","), options.scenarios.split(",")
     for name in legs_wanted:
@@ -180,6 +180,11 @@ def main():
     for name in scenarios:
         if name not in SCENARIOS:
             sys.exit(f"no such scenario: {name}; there are {', '.join(SCENARIOS)}")
+
+    if options.results is None:
+        # A trial must not replace the figures of a whole run.
+        whole = set(legs_wanted) == set(LEGS) and set(scenarios) == set(SCENARIOS) and options.profile == "dist"
+        options.results = RESULTS if whole else os.path.join(HERE, "..", "cache", "trial")
 
     about = machine()
     about["profile"] = options.profile
@@ -238,6 +243,7 @@ def main():
     with open(os.path.join(options.results, "latest-rounds.json"), "w") as out:
         json.dump({"about": about, "rounds": rounds, "configurations": configurations}, out, indent=1)
         out.write("\n")
+    options.results = os.path.normpath(options.results)
     print(f"\nmedians: {options.results}/latest.json, all rounds and configurations: latest-rounds.json")
 
 
