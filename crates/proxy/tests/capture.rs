@@ -75,6 +75,10 @@ impl Pod {
                 "PROXY_CONFIG",
                 r#"{"discoveryAddress":"localhost:15012","terminationDrainDuration":"2s"}"#,
             )
+            .env(
+                "ISTIO_KUBE_APP_PROBERS",
+                r#"{"/app-health/web/readyz":{"httpGet":{"path":"/healthz","port":3000},"timeoutSeconds":2},"/app-health/web/livez":{"tcpSocket":{"port":3001}}}"#,
+            )
             .env("MANTLET_TOKEN_FILE", path("token"))
             .env("XDS_ROOT_CA", path("root.pem"))
             .env("CA_ROOT_CA", path("root.pem"))
@@ -222,6 +226,16 @@ async fn two_pods_with_captured_traffic() {
     .await;
     let answer = client.curl(&["-H", "Host: web", "http://10.96.0.20/strict"]);
     assert!(answer.contains("HTTP/1.1 200"), "{answer}");
+
+    // Probes reach the application past its own STRICT policy, and tell of one that is not there.
+    app.take();
+    let probe = server.curl(&["http://127.0.0.1:15020/app-health/web/readyz"]);
+    assert!(probe.contains("HTTP/1.1 200"), "{probe}");
+    assert_eq!(app.take()[0].path, "/healthz");
+    let probe = server.curl(&["http://127.0.0.1:15020/app-health/web/livez"]);
+    assert!(probe.contains("HTTP/1.1 500"), "{probe}");
+    let probe = server.curl(&["http://127.0.0.1:15020/app-health/web/none"]);
+    assert!(probe.contains("HTTP/1.1 404"), "{probe}");
 
     let metrics = server.curl(&["http://127.0.0.1:15020/stats/prometheus"]);
     assert!(

@@ -8,12 +8,14 @@ use std::time::Duration;
 use http::{StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use mantlet_model::names::INBOUND_SOURCE;
 use mantlet_runtime::AdminResponse;
 use mantlet_runtime::admin::text;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::settings::Settings;
+use crate::upstream::connect;
 
 const MAX_BODY: usize = 64 * 1024;
 
@@ -71,10 +73,7 @@ impl Probers {
 
     async fn tcp(&self, spec: &Value) -> Result<(), String> {
         let target = self.target(spec)?;
-        TcpStream::connect(target)
-            .await
-            .map(drop)
-            .map_err(|e| format!("{target}: {e}"))
+        dial(target).await.map(drop).map_err(|e| format!("{target}: {e}"))
     }
 
     async fn http(&self, spec: &Value) -> Result<StatusCode, String> {
@@ -121,13 +120,19 @@ impl Probers {
     }
 }
 
+/// As the proxy's own traffic to the application: from another source it would be captured, and meet the policies that
+/// the prober is there to spare the kubelet.
+async fn dial(target: SocketAddr) -> std::io::Result<TcpStream> {
+    connect::dial(Some(INBOUND_SOURCE), target).await
+}
+
 async fn get(
     target: SocketAddr,
     path: &str,
     host: &str,
     headers: &[(String, String)],
 ) -> Result<(StatusCode, Option<String>), String> {
-    let tcp = TcpStream::connect(target).await.map_err(|e| format!("{target}: {e}"))?;
+    let tcp = dial(target).await.map_err(|e| format!("{target}: {e}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp))
         .await
         .map_err(|e| e.to_string())?;

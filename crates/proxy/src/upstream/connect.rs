@@ -1,6 +1,6 @@
 //! Opens connections: source address, timeout, TLS, and what to say when it fails.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ async fn open_untimed(
                 .map_err(|e| ConnectError::NoSecret(e.to_string()))?,
         ),
     };
-    let tcp = dial(cluster, address)
+    let tcp = dial(cluster.bind_source, address)
         .await
         .map_err(|e| ConnectError::Tcp(format!("delayed connect error: {}", errno_text(&e))))?;
     let _ = tcp.set_nodelay(true);
@@ -91,8 +91,9 @@ async fn open_untimed(
     }
 }
 
-async fn dial(cluster: &Cluster, address: SocketAddr) -> std::io::Result<TcpStream> {
-    match cluster.bind_source {
+/// Connects, from `source` if it is of the same family.
+pub async fn dial(source: Option<IpAddr>, address: SocketAddr) -> std::io::Result<TcpStream> {
+    match source {
         // 127.0.0.6 is what exempts the connection from capture; ::6 is its IPv6 twin.
         Some(source) if source.is_ipv4() == address.is_ipv4() => {
             let socket = mantlet_net::sockopt::bound_tcp(source, false)?;
