@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use mantlet_model::cluster::Discovery;
 use mantlet_model::listener::Filters;
+use mantlet_model::secret::SecretValue;
 use mantlet_model::{Cluster, Endpoints, Listener, ProxySnapshot, RouteTable, Secret};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::Any;
-use crate::encode::{self, Options};
+use crate::encode::{self, Dialect, Options};
 
 /// The xDS types that Mantlet speaks, in the order in which they are sent (make before break).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -142,13 +143,26 @@ pub struct ResourceSet {
 
 impl ResourceSet {
     /// Encodes a snapshot and the secrets that go with it. Resources equal to those of `previous` are taken over
-    /// without encoding them again; `previous` must have been made with the same dialect.
+    /// without encoding them again; `previous` must have been made with the same dialect. For a plain Envoy the key sets
+    /// among the secrets are inlined into listeners, unless `options` brings others.
     pub fn new(
         snapshot: &ProxySnapshot,
         secrets: impl IntoIterator<Item = Arc<Secret>>,
         options: &Options<'_>,
         previous: Option<&ResourceSet>,
     ) -> ResourceSet {
+        let secrets: Vec<Arc<Secret>> = secrets.into_iter().collect();
+        let keys: BTreeMap<String, Vec<u8>>;
+        let mut options = *options;
+        if options.dialect == Dialect::PlainEnvoy && options.jwks.is_none() {
+            let jwks = secrets.iter().filter_map(|secret| match &secret.value {
+                SecretValue::Jwks(json) => Some((secret.name.clone(), json.clone())),
+                _ => None,
+            });
+            keys = jwks.collect();
+            options.jwks = Some(&keys);
+        }
+        let options = &options;
         let mut set = ResourceSet::default();
         for (name, cluster) in &snapshot.clusters {
             set.put(

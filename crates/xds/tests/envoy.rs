@@ -1,10 +1,10 @@
 //! A real Envoy, fed by our ADS server: it must accept what `encode` writes, and decide as our engine does.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -530,10 +530,21 @@ fn outbound(snapshot: &mut ProxySnapshot, port: u16) {
     snapshot.listeners.insert(outbound.name.clone(), Arc::new(outbound));
 }
 
-/// Ports that were free a moment ago; the kernel does not give them out again soon.
+/// Ports that are free, from below the range that the kernel gives to clients, so that none of them is taken before
+/// Envoy binds it.
 fn ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|l| l.local_addr().unwrap().port()).collect()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 10_000) as u16;
+    let mut out = Vec::new();
+    while out.len() < count {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(step < 10_000, "no free ports");
+        let port = 12_000 + (start + step) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            out.push(port);
+        }
+    }
+    out
 }
 
 fn bootstrap(ads: SocketAddr, delta: bool) -> String {
@@ -635,6 +646,11 @@ async fn run(delta: bool, listeners: usize, requests: usize) {
             name: "ROOTCA".into(),
             value: SecretValue::TrustBundle(ca.root_pem().into_bytes()),
         },
+        // Envoy cannot fetch key sets by name; they reach it inside the listeners.
+        Secret {
+            name: "jwks/test".into(),
+            value: SecretValue::Jwks(JWKS.as_bytes().to_vec()),
+        },
     ];
 
     let ports = ports(listeners + 1);
@@ -647,11 +663,7 @@ async fn run(delta: bool, listeners: usize, requests: usize) {
     }
     outbound(&mut snapshot, ports[listeners]);
     assert_eq!(snapshot.dangling(), vec![]);
-    let keys = BTreeMap::from([("jwks/test".to_string(), JWKS.as_bytes().to_vec())]);
-    let options = Options {
-        dialect: Dialect::PlainEnvoy,
-        jwks: Some(&keys),
-    };
+    let options = Options::new(Dialect::PlainEnvoy);
     let secrets: Vec<_> = secrets.into_iter().map(Arc::new).collect();
     let set = ResourceSet::new(&snapshot, secrets.clone(), &options, None);
 
