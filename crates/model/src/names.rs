@@ -3,6 +3,7 @@
 //! Every crate that needs a cluster name, an SNI or a virtual-host name calls this module; nobody formats them by hand.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 pub const SECRET_DEFAULT: &str = "default";
 /// SDS name of the mesh trust bundle.
 pub const SECRET_ROOT: &str = "ROOTCA";
+
+/// Source address of the proxy's connections to its own application; capture exempts it (S6.11).
+pub const INBOUND_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
 
 /// Port of the inbound capture listener.
 pub const INBOUND_PORT: u16 = 15006;

@@ -17,8 +17,7 @@ use crate::tls;
 use crate::world::World;
 use crate::world::service::{Resolution, Service, ServicePort};
 
-/// Source address of connections to the local application (S6.11).
-pub const INBOUND_SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 6));
+pub use mantlet_model::names::INBOUND_SOURCE;
 
 /// Who builds clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
