@@ -209,3 +209,23 @@ fn policies(world: &World, node: &mantlet_translate::node::ProxyNode) -> Value {
         "mtls": peer_authentication::effective(world, &node.namespace, labels),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_sees_debug_pages() {
+        for (ip, local) in [
+            ("127.0.0.1", true),
+            ("127.8.9.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.244.0.7", false),
+            ("::ffff:10.244.0.7", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(is_local(ip.parse().unwrap()), local, "{ip}");
+        }
+    }
+}

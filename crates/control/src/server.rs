@@ -159,6 +159,11 @@ pub async fn start(
     let board = Board::new(metrics.clone(), &options.pod_name);
     let (wants, requests) = SecretWants::channel();
     let hub = Hub::start(mesh.clone(), metrics.clone(), board.clone(), wants).map_err(StartError::Thread)?;
+    let watched = hub.clone();
+    tasks.spawn(async move {
+        watched.ended().await;
+        tracing::error!(target: "server", "the hub has failed");
+    });
     tasks.spawn(secrets::run(client.clone(), hub.clone(), requests));
     let (jobs, statuses) = mpsc::unbounded_channel();
     tasks.spawn(status::run(client.clone(), hub.clone(), board.clone(), statuses));

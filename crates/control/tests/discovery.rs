@@ -321,6 +321,14 @@ async fn a_policy_that_is_not_supported_says_so_in_its_status() {
     })
     .await;
     assert!(message.contains("CUSTOM is not supported"), "{message}");
+    let sidecar = json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
+        "metadata": {"name": "default", "namespace": "default"}, "spec": {"egress": [{"hosts": ["./*"]}]}});
+    cluster.apply(&sidecar).await;
+    eventually("a condition on the Sidecar", || async {
+        let object = cluster.get(&sidecar).await?;
+        (object.pointer("/status/conditions/0/status")? == "False").then_some(())
+    })
+    .await;
     control.stop().await;
 }
 
@@ -342,5 +350,67 @@ async fn debug_pages() {
     settle(&control, &mut proxy).await;
     let distribution: Value = serde_json::from_str(&control.get("/debug/distribution").await.1).unwrap();
     assert_eq!(distribution["revision"], distribution["proxies"][0]["acked"]);
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_envoy_is_served_state_of_the_world_in_its_own_vocabulary() {
+    use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+    use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+
+    let cluster = cluster_with_web().await;
+    let control = cluster.start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", control.running.grpc))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let mut node = node("sidecar", "web-1", "default", "web", &[("app", "web")]);
+    if let Some(metadata) = &mut node.metadata {
+        metadata.fields.remove("MANTLET");
+        metadata.fields.remove("ISTIO_VERSION");
+    }
+    let (tx, rx) = tokio::sync::mpsc::channel(4);
+    let kind = ResourceType::Listener.url().to_string();
+    let first = DiscoveryRequest {
+        node: Some(node),
+        type_url: kind.clone(),
+        ..DiscoveryRequest::default()
+    };
+    tx.send(first).await.unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(rx);
+    let mut responses = client.stream_aggregated_resources(requests).await.unwrap().into_inner();
+    let response = tokio::time::timeout(support::PATIENCE, responses.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(response.type_url, kind);
+    let bytes: Vec<u8> = response.resources.iter().flat_map(|r| r.value.clone()).collect();
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("virtualInbound"));
+    assert!(
+        !text.contains("istio.alpn") && !text.contains("istio.stats"),
+        "filters that it does not know"
+    );
+
+    // A change comes as the whole state of the type, under a new version.
+    tx.send(DiscoveryRequest {
+        type_url: kind,
+        version_info: response.version_info.clone(),
+        response_nonce: response.nonce.clone(),
+        ..DiscoveryRequest::default()
+    })
+    .await
+    .unwrap();
+    cluster.apply(&policy("deny", "default", json!({}))).await;
+    let next = tokio::time::timeout(support::PATIENCE, responses.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_ne!(next.version_info, response.version_info);
+    assert_eq!(next.resources.len(), response.resources.len());
     control.stop().await;
 }

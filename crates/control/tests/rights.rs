@@ -59,7 +59,13 @@ async fn gateway(cluster: &Cluster, control: &Control, account: &str) -> Proxy {
         token: Some(token),
     };
     Proxy::start(
-        node("router", "gw-1", "istio-system", account, &[("istio", "ingressgateway")]),
+        node(
+            "router",
+            "gw-1",
+            "istio-system",
+            account,
+            &[("istio", "ingressgateway")],
+        ),
         dialer,
     )
 }
@@ -141,14 +147,18 @@ async fn a_gateway_that_may_not_list_secrets_gets_none() {
     }
     let control = cluster.start().await;
     let mut proxy = gateway(&cluster, &control, "thief").await;
-    proxy.until("its listener", |p| p.listener("0.0.0.0_443").is_some()).await;
+    proxy
+        .until("its listener", |p| p.listener("0.0.0.0_443").is_some())
+        .await;
     // A later push proves that the refusal is not just slow.
     let second = json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
         "metadata": {"name": "plain", "namespace": "istio-system"},
         "spec": {"selector": {"istio": "ingressgateway"}, "servers": [{
             "port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}});
     cluster.apply(&second).await;
-    proxy.until("the second listener", |p| p.listener("0.0.0.0_8080").is_some()).await;
+    proxy
+        .until("the second listener", |p| p.listener("0.0.0.0_8080").is_some())
+        .await;
     assert_eq!(shop_key(&proxy), None);
     control.stop().await;
 }
@@ -181,5 +191,36 @@ async fn a_stream_ends_with_the_credential_of_its_peer() {
         }
     };
     assert!(!again.is_empty());
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_another_pod_opens_no_stream() {
+    let cluster = Cluster::new().await;
+    cluster.token("default", "web").await;
+    for name in ["web-1", "web-2"] {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"serviceAccountName": "web", "containers": [{"name": "app", "image": "app"}]}});
+        cluster.apply(&pod).await;
+    }
+    let control = cluster.start().await;
+    let dialer = |token: String| Dialer {
+        address: control.running.secure_grpc.into(),
+        identity: Some(control.anonymous()),
+        token: Some(token),
+    };
+    let token = cluster.token_bound_to("default", "web", Some("web-2")).await;
+    let mut foreign = Proxy::start(node("sidecar", "web-1", "default", "web", &[]), dialer(token.clone()));
+    let reason = loop {
+        match foreign.step().await {
+            Step::Connected => {}
+            Step::Disconnected(reason) => break reason,
+            other => panic!("served: {other:?}"),
+        }
+    };
+    assert!(reason.contains("the token belongs to pod web-2"), "{reason}");
+    let mut own = Proxy::start(node("sidecar", "web-2", "default", "web", &[]), dialer(token));
+    own.until("configuration", |p| p.held.contains_key(&ResourceType::Listener))
+        .await;
     control.stop().await;
 }

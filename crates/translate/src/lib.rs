@@ -18,6 +18,7 @@ pub mod mesh;
 pub mod node;
 pub mod peer_authentication;
 pub mod protocol;
+pub mod report;
 pub mod route;
 pub mod sidecar;
 pub mod tls;

@@ -116,6 +116,11 @@ impl Hub {
         answer.await.ok()
     }
 
+    /// Returns when the hub's thread has ended, which means that it failed: without it nothing is pushed any more.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// Ends all streams and admits none any more: their proxies go to another instance, or come back later.
     pub fn close(&self) {
         self.send(Command::Close);
@@ -287,8 +292,14 @@ impl State {
     fn push_one(&mut self, id: StreamId) {
         let Some(proxy) = self.proxies.get_mut(&id) else { return };
         let snapshot = self.translator.snapshot(&self.world, &proxy.node);
-        for (from, missing) in snapshot.dangling() {
-            tracing::warn!(target: "ads", "{}: {from} refers to {missing}, which does not exist", proxy.node.display_name());
+        // Looking at everything is for whoever looks for a fault.
+        let dangling = if tracing::enabled!(target: "ads", tracing::Level::DEBUG) {
+            snapshot.dangling()
+        } else {
+            Vec::new()
+        };
+        for (from, missing) in dangling {
+            tracing::debug!(target: "ads", "{}: {from} refers to {missing}, which does not exist", proxy.node.display_name());
         }
         let mut secrets: Vec<Arc<Secret>> = Vec::new();
         let wanted = match &proxy.identity {

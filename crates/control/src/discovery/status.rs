@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Client, ResourceExt};
+use mantlet_translate::report::problems;
 use mantlet_translate::world::Kind;
-use mantlet_translate::{authz, virtual_service};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -130,27 +130,6 @@ async fn settle(client: &Client, job: &StatusJob, status: &str, message: &str) {
     });
     if !stands && let Err(error) = write(client, job, status, message).await {
         tracing::warn!(target: "status", "{} {}/{}: {error}", job.kind.name(), job.namespace, job.name);
-    }
-}
-
-fn problems(world: &mantlet_translate::world::World, kind: Kind, namespace: &str, name: &str) -> Option<Vec<String>> {
-    match kind {
-        Kind::AuthorizationPolicy => {
-            let policy = world
-                .authorization_policies(namespace)
-                .iter()
-                .find(|p| p.meta.name == name)?;
-            Some(authz::problems(world, policy).into_iter().map(|p| p.message).collect())
-        }
-        Kind::VirtualService => {
-            let all = world.virtual_services();
-            let config = all
-                .iter()
-                .find(|c| c.meta.namespace == namespace && c.meta.name == name)?;
-            Some(virtual_service::problems(config))
-        }
-        // Kinds whose translation keeps no list of problems; a deleted object's patch is refused by the API server.
-        _ => Some(Vec::new()),
     }
 }
 

@@ -175,13 +175,19 @@ impl Cluster {
 
     /// A token of a service account for the mesh CA; the account is created if absent.
     pub async fn token(&self, namespace: &str, account: &str) -> String {
+        self.token_bound_to(namespace, account, None).await
+    }
+
+    /// As [`Cluster::token`], bound to a pod as the kubelet's are.
+    pub async fn token_bound_to(&self, namespace: &str, account: &str, pod: Option<&str>) -> String {
         self.apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": namespace}}))
             .await;
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), namespace);
-        let request: TokenRequest = serde_json::from_value(json!({
-            "metadata": {}, "spec": {"audiences": ["istio-ca"], "expirationSeconds": 3600},
-        }))
-        .unwrap();
+        let mut request = json!({"metadata": {}, "spec": {"audiences": ["istio-ca"], "expirationSeconds": 3600}});
+        if let Some(pod) = pod {
+            request["spec"]["boundObjectRef"] = json!({"apiVersion": "v1", "kind": "Pod", "name": pod});
+        }
+        let request: TokenRequest = serde_json::from_value(request).unwrap();
         let answer = accounts
             .create_token_request(account, &PostParams::default(), &request)
             .await
@@ -251,11 +257,7 @@ impl Control {
     }
 
     /// As [`Control::sign`], for this many seconds.
-    pub async fn sign_for(
-        &self,
-        token: &str,
-        seconds: i64,
-    ) -> Result<(IstioCertificateResponse, PrivateKey), Status> {
+    pub async fn sign_for(&self, token: &str, seconds: i64) -> Result<(IstioCertificateResponse, PrivateKey), Status> {
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
         let other = SpiffeId::parse("spiffe://cluster.local/ns/kube-system/sa/admin").unwrap();
         let mut request = Request::new(IstioCertificateRequest {

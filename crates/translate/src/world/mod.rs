@@ -667,6 +667,13 @@ impl World {
         self.namespaces.get(namespace).map_or(&[], |n| &n.sidecars)
     }
 
+    /// Whether a ServiceEntry of this name gives any host.
+    pub fn service_entry_exists(&self, namespace: &str, name: &str) -> bool {
+        self.namespaces
+            .get(namespace)
+            .is_some_and(|n| n.entries.contains_key(name))
+    }
+
     /// Names of all namespaces that hold anything.
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.namespaces.keys().map(String::as_str)
