@@ -109,6 +109,8 @@ pub(crate) struct Live {
     /// Our end of its standard input or terminal.
     pub(crate) input: Option<Arc<OwnedFd>>,
     pub(crate) tty: bool,
+    /// Its standard input ends with the first client that was attached to it.
+    pub(crate) stdin_once: bool,
 }
 
 /// A pod, as the HTTP endpoint sees it.

@@ -866,6 +866,48 @@ async fn real_kubectl(context: Context) {
         .await
         .expect("kubectl");
     assert_eq!(output.status.code(), Some(42));
+    // `kubectl run -i`: input until its end, output, exit code; and a prompt without a newline on a terminal.
+    let run = "echo through | kubectl run once -q -i --rm --image=x --restart=Never --command -- sh -c 'cat; exit 3'";
+    let output = command("sh", &["-c", run]).output().await.expect("sh");
+    let (text, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(text.starts_with("through\n"), "{text} {errors}");
+    assert_eq!(output.status.code(), Some(3), "{text} {errors}");
+    let ask = "printf 'prompt> '; read x; echo got $x";
+    cluster
+        .create(
+            "ask",
+            json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "x", "stdin": true, "tty": true,
+        "command": ["sh", "-c", format!("read start; {ask}")]}]}),
+        )
+        .await;
+    cluster.ready("ask").await;
+    let mut attach = command("script", &["-qec", "kubectl attach -q -it ask", "/dev/null"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("script");
+    let (mut input, mut output) = (
+        attach.stdin.take().expect("stdin"),
+        attach.stdout.take().expect("stdout"),
+    );
+    let mut text = String::new();
+    input.write_all(b"\n").await.expect("write");
+    let mut buffer = [0u8; 256];
+    while !text.contains("prompt> ") {
+        let count = output.read(&mut buffer).await.expect("read");
+        assert!(count > 0, "ended without a prompt: {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    input.write_all(b"word\n").await.expect("write");
+    while !text.contains("got word") {
+        let count = output.read(&mut buffer).await.expect("read");
+        assert!(count > 0, "ended without the answer: {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    drop(attach);
     // Many connections through one forwarding, some at a time, and one to a closed port.
     let mut forward = command("kubectl", &["port-forward", "pod/k", ":9000", ":9"])
         .stdout(std::process::Stdio::piped())

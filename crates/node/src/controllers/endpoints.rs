@@ -77,24 +77,25 @@ pub(crate) async fn run(context: Context, stop: CancellationToken) {
 }
 
 /// What of a pod shows in a slice, so that the many other pod changes cost nothing.
-fn facts(
-    pod: &Pod,
-) -> (
-    Option<&BTreeMap<String, String>>,
-    Option<&str>,
-    bool,
-    bool,
-    bool,
-    Option<&str>,
-) {
-    (
-        pod.metadata.labels.as_ref(),
-        pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()),
-        pods::is_ready(pod),
-        pod.metadata.deletion_timestamp.is_some(),
-        pods::is_finished(pod),
-        pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()),
-    )
+#[derive(PartialEq)]
+struct Facts<'a> {
+    labels: Option<&'a BTreeMap<String, String>>,
+    address: Option<&'a str>,
+    node: Option<&'a str>,
+    ready: bool,
+    deleting: bool,
+    finished: bool,
+}
+
+fn facts(pod: &Pod) -> Facts<'_> {
+    Facts {
+        labels: pod.metadata.labels.as_ref(),
+        address: pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()),
+        ready: pods::is_ready(pod),
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+        finished: pods::is_finished(pod),
+    }
 }
 
 fn selects(service: &Service, pod: &Pod) -> bool {

@@ -82,11 +82,14 @@ impl Graph {
     }
 }
 
+/// (group, kind) → how to ask for it, and whether it lives in namespaces.
+type Kinds = HashMap<(String, String), (Arc<ApiResource>, bool)>;
+
 struct Collector {
     client: Client,
     graph: Mutex<Graph>,
     /// Kind → resource, to find an owner that is not in the graph.
-    kinds: Mutex<HashMap<(String, String), (Arc<ApiResource>, bool)>>,
+    kinds: Mutex<Kinds>,
     queue: Arc<Queue<String>>,
 }
 

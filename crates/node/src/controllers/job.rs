@@ -138,7 +138,7 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Err
             write_status(context, key, &job, running, succeeded, failed, &started, None).await?;
             return Ok(Some(pause));
         }
-        for _ in running..missing {
+        for _ in 0..missing.saturating_sub(running) {
             let mut template = spec.template.clone();
             let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
             for prefix in ["", "batch.kubernetes.io/"] {

@@ -115,7 +115,7 @@ async fn adopt(context: &Context, set: &ReplicaSet, selector: &Selector) -> Resu
     Ok(())
 }
 
-async fn scale(context: &Context, set: &ReplicaSet, owned: &mut Vec<Arc<Pod>>, wanted: usize) -> Result<(), Error> {
+async fn scale(context: &Context, set: &ReplicaSet, owned: &mut [Arc<Pod>], wanted: usize) -> Result<(), Error> {
     if owned.len() < wanted {
         let Some(template) = set.spec.template.as_ref() else {
             return Err(Error::Invalid("spec.template is missing".to_owned()));

@@ -263,7 +263,7 @@ async fn pump(socket: WebSocket, streams: Streams, code: impl Future<Output = Op
         .map(|(channel, output)| tokio::spawn(read_output(channel, output, sender.clone())))
         .collect();
     drop(sender);
-    let mut client = std::pin::pin!(read_client(source, streams.input, streams.terminal));
+    let mut client = std::pin::pin!(read_client(source, streams.input, streams.terminal, || {}));
     let mut client_open = true;
     let mut code = std::pin::pin!(code);
     let mut ended: Option<Option<i32>> = None;
@@ -324,16 +324,19 @@ async fn read_output(channel: u8, mut output: pipe::Receiver, frames: mpsc::Send
     }
 }
 
-/// Takes in what the client sends; true when it has left.
+/// Takes in what the client sends; true when it has left. `end` is called once there is no more input.
 async fn read_client(
     mut source: futures::stream::SplitStream<WebSocket>,
     mut input: Option<pipe::Sender>,
     terminal: Option<Arc<OwnedFd>>,
+    end: impl FnOnce(),
 ) -> bool {
+    let mut end = Some(end);
+    let mut finish = || end.take().into_iter().for_each(|end| end());
     while let Some(Ok(message)) = source.next().await {
         let data = match message {
             Message::Binary(data) => data,
-            Message::Close(_) => return true,
+            Message::Close(_) => break,
             _ => continue,
         };
         match data.split_first() {
@@ -357,10 +360,13 @@ async fn read_client(
                     (Some(_), Some(sink)) => drop(sink.write_all(b"\x04").await),
                     _ => input = None,
                 }
+                finish();
             }
             _ => {}
         }
     }
+    drop(input);
+    finish();
     true
 }
 
@@ -404,24 +410,29 @@ pub(super) async fn attach(
     upgrade.on_upgrade(move |socket| run_attach(socket, handle, container, live, options))
 }
 
-async fn run_attach(socket: WebSocket, pod: Arc<PodHandle>, container: String, live: Live, options: Options) {
+async fn run_attach(socket: WebSocket, pod: Arc<PodHandle>, container: String, mut live: Live, options: Options) {
     let (mut sink, source) = socket.split();
-    let input = live.input.clone().filter(|_| options.stdin);
+    let input = live.input.take().filter(|_| options.stdin);
+    let attached = input.is_some();
     let sender = input.as_ref().and_then(|fd| {
         rustix::io::ioctl_fionbio(fd.as_fd(), true).ok()?;
         pipe::Sender::from_owned_fd_unchecked(fd.try_clone().ok()?).ok()
     });
+    // A pipe is at its end only when nobody holds it any more.
     let terminal = input.filter(|_| live.tty);
-    let client = read_client(source, sender, terminal);
     let (lines, mut output) = mpsc::channel::<(u8, Vec<u8>)>(64);
     let follow = tokio::spawn(logs::follow_raw(
         live.log.clone(),
-        pod,
-        container,
+        Arc::clone(&pod),
+        container.clone(),
         live.id.clone(),
         lines,
     ));
-    let mut client = std::pin::pin!(client);
+    let mut client = std::pin::pin!(read_client(source, sender, terminal, || {
+        if attached && live.stdin_once {
+            close_input(&pod, &container, &live.id);
+        }
+    }));
     loop {
         tokio::select! {
             _ = &mut client => break,
@@ -435,13 +446,23 @@ async fn run_attach(socket: WebSocket, pod: Arc<PodHandle>, container: String, l
                 None => {
                     let status = channels::exit_status(0);
                     let _ = sink.send(Message::Binary(frame(STATUS, status.to_string().as_bytes()))).await;
-                    let _ = sink.send(channels::close()).await;
+                    let _ = sink.send(Message::Close(None)).await;
+                    // Until the client closes in turn, so that nothing on its way is cut off.
+                    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), client).await;
                     break;
                 }
             },
         }
     }
     follow.abort();
+}
+
+/// Lets go of our end of a container's standard input.
+fn close_input(pod: &PodHandle, container: &str, id: &str) {
+    let mut containers = pod.containers.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(live) = containers.get_mut(container).filter(|live| live.id == id && !live.tty) {
+        live.input = None;
+    }
 }
 
 #[cfg(test)]

@@ -120,6 +120,8 @@ fn send(control: &OwnedFd, message: &Message, fd: Option<&OwnedFd>) -> io::Resul
 struct Output {
     fd: OwnedFd,
     lines: LineWriter,
+    /// A prompt has no newline and must be seen at once.
+    terminal: bool,
 }
 
 /// What a container has beyond a plain command.
@@ -277,6 +279,7 @@ impl Server {
                 outputs.push(Output {
                     fd: read,
                     lines: LineWriter::new(stream),
+                    terminal: false,
                 });
                 Ok(write)
             };
@@ -414,6 +417,7 @@ impl Server {
             part.outputs.push(Output {
                 fd: copy,
                 lines: LineWriter::new(Stream::Stdout),
+                terminal: true,
             });
         }
         if result.is_err() {
@@ -494,7 +498,11 @@ fn drain(output: &mut Output, log: &mut LogFile, rounds: usize) -> bool {
                 return false;
             }
             Ok(count) => {
-                if let Err(error) = output.lines.push(log, &buffer[..count]) {
+                let mut written = output.lines.push(log, &buffer[..count]);
+                if output.terminal {
+                    written = written.and_then(|()| output.lines.finish(log));
+                }
+                if let Err(error) = written {
                     let _ = writeln!(io::stderr(), "shim: writing a log: {error}");
                 }
             }

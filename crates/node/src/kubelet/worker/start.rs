@@ -232,6 +232,7 @@ impl Worker {
                     previous,
                     input: input.map(Arc::new),
                     tty: container.tty == Some(true),
+                    stdin_once: container.stdin_once == Some(true),
                 };
                 self.handle
                     .containers
