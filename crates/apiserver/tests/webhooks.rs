@@ -236,6 +236,13 @@ async fn a_webhook_injects() {
         containers[1]["imagePullPolicy"], "Always",
         "what a webhook adds gets defaults too"
     );
+    let mounts = |c: &Value| c["volumeMounts"][0]["name"].as_str().unwrap().to_owned();
+    assert_eq!(
+        mounts(&containers[0]),
+        mounts(&containers[1]),
+        "and the same token volume"
+    );
+    assert_eq!(injected["spec"]["volumes"].as_array().unwrap().len(), 1);
     assert_eq!(warnings, ["299 - \"mind the sidecar\""]);
     assert_eq!(
         *h.dialer.dialled.lock().unwrap(),

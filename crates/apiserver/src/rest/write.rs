@@ -84,6 +84,8 @@ pub(super) async fn create_object(cx: &mut Cx, mut object: Value, operation: &st
     let changed = admission::mutate(cx, &review, object).await?;
     object = changed.0;
     if changed.1 {
+        // Built-in admission runs once more for what webhooks added: injected containers get the token mount too.
+        builtin::readmit(&cx.server, &r, &mut object)?;
         prune_and_default(&r, &mut object, true)?;
     }
     let name = meta::name(&object).to_owned();
