@@ -3,6 +3,8 @@
 //! Only the command tree, the dispatch of re-executed children (before any runtime or thread exists) and the printing are
 //! here; each command lives in its own module and returns data.
 
+#![expect(unreachable_pub, reason = "a program has no public interface: `pub` marks what a module offers to its siblings")]
+
 mod cluster;
 mod lab;
 mod inspect;

@@ -13,9 +13,16 @@ struct Cluster {
 impl Cluster {
     fn new(name: &str) -> Self {
         let samples = program().with_file_name("mantlet-samples");
-        assert!(samples.is_file(), "{} is missing: cargo build -p mantlet-samples", samples.display());
+        assert!(
+            samples.is_file(),
+            "{} is missing: cargo build -p mantlet-samples",
+            samples.display()
+        );
         // Unique on the machine, so that parallel runs get different addresses on the host.
-        Self { dir: tempfile::tempdir().expect("a directory"), name: format!("{name}-{}", std::process::id()) }
+        Self {
+            dir: tempfile::tempdir().expect("a directory"),
+            name: format!("{name}-{}", std::process::id()),
+        }
     }
 
     fn kubeconfig(&self) -> PathBuf {
@@ -57,7 +64,13 @@ impl Cluster {
     }
 
     fn apply(&self, manifest: &str) {
-        let mut child = self.command("kubectl").args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("kubectl is needed");
+        let mut child = self
+            .command("kubectl")
+            .args(["apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("kubectl is needed");
         let mut stdin = child.stdin.take().expect("piped");
         std::io::Write::write_all(&mut stdin, manifest.as_bytes()).expect("kubectl reads");
         drop(stdin);
@@ -66,7 +79,10 @@ impl Cluster {
 
     fn status(&self) -> Option<serde_json::Value> {
         let output = self.mantlet(&["status", "--json"]);
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
     /// The process id of the cluster process: the first child of the init inside the sandbox.
@@ -74,7 +90,11 @@ impl Cluster {
         let launcher = self.status().expect("runs")["sandbox_pid"].as_i64().expect("a number");
         let child = |pid: i64| {
             let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("readable");
-            list.split_whitespace().next().expect("a child").parse::<i64>().expect("a number")
+            list.split_whitespace()
+                .next()
+                .expect("a child")
+                .parse::<i64>()
+                .expect("a number")
         };
         i32::try_from(child(child(launcher))).expect("a process id")
     }
@@ -95,7 +115,11 @@ fn program() -> PathBuf {
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -114,7 +138,10 @@ fn up_makes_the_context_current_and_down_restores_the_former_one() {
     let start = Instant::now();
     cluster.up();
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-    assert_eq!(cluster.kubectl(&["config", "current-context"]), format!("mantlet-{}", cluster.name));
+    assert_eq!(
+        cluster.kubectl(&["config", "current-context"]),
+        format!("mantlet-{}", cluster.name)
+    );
     assert_eq!(cluster.kubectl(&["get", "nodes", "-o", "name"]), "node/mantlet");
     assert!(cluster.up().contains("running already"));
     assert!(cluster.mantlet(&["down"]).status.success());
@@ -130,9 +157,16 @@ fn a_second_cluster_does_not_collide_and_a_taken_port_is_named() {
     let port = first.status().expect("runs")["port"].to_string();
     let refused = second.mantlet(&["up", "--port", &port]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text(&refused).contains(&format!("127.0.0.1:{port} is in use")), "{}", text(&refused));
+    assert!(
+        text(&refused).contains(&format!("127.0.0.1:{port} is in use")),
+        "{}",
+        text(&refused)
+    );
     second.up();
-    assert_ne!(first.status().expect("runs")["port"], second.status().expect("runs")["port"]);
+    assert_ne!(
+        first.status().expect("runs")["port"],
+        second.status().expect("runs")["port"]
+    );
     first.kubectl(&["create", "ns", "only-here"]);
     assert!(!second.kubectl(&["get", "ns", "-o", "name"]).contains("only-here"));
 }
@@ -147,7 +181,10 @@ fn a_damaged_store_and_damaged_keys_are_explained() {
     let refused = cluster.mantlet(&["up"]);
     assert_eq!(refused.status.code(), Some(1));
     let message = text(&refused);
-    assert!(message.contains("store.redb cannot be opened") && message.contains("--purge"), "{message}");
+    assert!(
+        message.contains("store.redb cannot be opened") && message.contains("--purge"),
+        "{message}"
+    );
     assert!(cluster.mantlet(&["down", "--purge"]).status.success());
     cluster.up();
     assert!(cluster.mantlet(&["down"]).status.success());
@@ -175,14 +212,23 @@ fn missing_programs_are_named_with_their_packages() {
     let message = text(&output);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("the program nft is missing"), "{message}");
-    assert!(message.contains("sudo apt-get install -y") && message.contains("nftables"), "{message}");
+    assert!(
+        message.contains("sudo apt-get install -y") && message.contains("nftables"),
+        "{message}"
+    );
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_by_kill_9_and_pods_run_again() {
     let cluster = Cluster::new("kill");
     cluster.up();
-    cluster.kubectl(&["create", "deployment", "web", "--image=mantlet/customers", "--port=3000"]);
+    cluster.kubectl(&[
+        "create",
+        "deployment",
+        "web",
+        "--image=mantlet/customers",
+        "--port=3000",
+    ]);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
     for round in 0..3 {
         let mut acknowledged = Vec::new();
@@ -194,7 +240,11 @@ fn nothing_acknowledged_is_lost_by_kill_9_and_pods_run_again() {
         });
         for number in 0..10_000 {
             let name = format!("round-{round}-{number}");
-            let output = cluster.command("kubectl").args(["create", "configmap", &name]).output().expect("kubectl runs");
+            let output = cluster
+                .command("kubectl")
+                .args(["create", "configmap", &name])
+                .output()
+                .expect("kubectl runs");
             if !output.status.success() {
                 break;
             }
@@ -205,11 +255,21 @@ fn nothing_acknowledged_is_lost_by_kill_9_and_pods_run_again() {
         cluster.up();
         let names = cluster.kubectl(&["get", "configmap", "-o", "name"]);
         for name in &acknowledged {
-            assert!(names.lines().any(|line| line == format!("configmap/{name}")), "{name} was acknowledged and is lost");
+            assert!(
+                names.lines().any(|line| line == format!("configmap/{name}")),
+                "{name} was acknowledged and is lost"
+            );
         }
         cluster.kubectl(&["wait", "--for=condition=Available", "--timeout=30s", "deployment/web"]);
     }
-    let pods = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.phase}"]);
+    let pods = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        "app=web",
+        "-o",
+        "jsonpath={.items[*].status.phase}",
+    ]);
     assert_eq!(pods, "Running");
 }
 
@@ -252,8 +312,19 @@ fn a_rolling_update_loses_no_request() {
     cluster.apply(WEB);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
     cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", "pod/load"]);
-    cluster.kubectl(&["wait", "--for=jsonpath={.status.loadBalancer.ingress}", "--timeout=30s", "service/web"]);
-    let address = cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}"]);
+    cluster.kubectl(&[
+        "wait",
+        "--for=jsonpath={.status.loadBalancer.ingress}",
+        "--timeout=30s",
+        "service/web",
+    ]);
+    let address = cluster.kubectl(&[
+        "get",
+        "service",
+        "web",
+        "-o",
+        "jsonpath={.status.loadBalancer.ingress[0].ip}",
+    ]);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/load.py");
     let feed = || Stdio::from(std::fs::File::open(script).expect("the script"));
     let inside = cluster
@@ -275,10 +346,14 @@ fn a_rolling_update_loses_no_request() {
     }
     for (name, child) in [("ClusterIP", inside), ("LoadBalancer", outside)] {
         let output = child.wait_with_output().expect("the load ends");
-        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
+        let result: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
         let number = |key: &str| result[key].as_u64().expect("a number");
         println!("{name}: {result}");
-        assert!(number("sent") > 1000, "{name}: too few requests to mean anything: {result}");
+        assert!(
+            number("sent") > 1000,
+            "{name}: too few requests to mean anything: {result}"
+        );
         assert_eq!(number("sent"), number("ok"), "{name}: {result}");
     }
 }
@@ -289,19 +364,48 @@ fn a_service_without_pods_refuses_at_once_and_its_address_comes_and_goes() {
     cluster.up();
     cluster.apply(WEB);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
-    cluster.kubectl(&["wait", "--for=jsonpath={.status.loadBalancer.ingress}", "--timeout=30s", "service/web"]);
-    let address = cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}"]);
-    let curl = |url: &str| Command::new("curl").args(["-s", "--max-time", "5", url]).output().expect("curl is needed");
-    assert!(text(&curl(&format!("http://{address}/"))).contains("customers") || curl(&format!("http://{address}/")).status.success());
+    cluster.kubectl(&[
+        "wait",
+        "--for=jsonpath={.status.loadBalancer.ingress}",
+        "--timeout=30s",
+        "service/web",
+    ]);
+    let address = cluster.kubectl(&[
+        "get",
+        "service",
+        "web",
+        "-o",
+        "jsonpath={.status.loadBalancer.ingress[0].ip}",
+    ]);
+    let curl = |url: &str| {
+        Command::new("curl")
+            .args(["-s", "--max-time", "5", url])
+            .output()
+            .expect("curl is needed")
+    };
+    assert!(
+        text(&curl(&format!("http://{address}/"))).contains("customers")
+            || curl(&format!("http://{address}/")).status.success()
+    );
     cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", "pod/load"]);
     cluster.kubectl(&["scale", "deployment/web", "--replicas=0"]);
-    wait_for("no endpoint", || cluster.kubectl(&["get", "endpoints", "web", "-o", "jsonpath={.subsets[*].addresses}"]).is_empty());
+    wait_for("no endpoint", || {
+        cluster
+            .kubectl(&["get", "endpoints", "web", "-o", "jsonpath={.subsets[*].addresses}"])
+            .is_empty()
+    });
     let start = Instant::now();
-    let inside = cluster.command("kubectl").args(["exec", "load", "--", "curl", "-s", "--max-time", "5", "http://web"]).output().expect("kubectl runs");
+    let inside = cluster
+        .command("kubectl")
+        .args(["exec", "load", "--", "curl", "-s", "--max-time", "5", "http://web"])
+        .output()
+        .expect("kubectl runs");
     assert_eq!(inside.status.code(), Some(7), "{}", text(&inside));
     assert!(start.elapsed() < Duration::from_secs(3));
     cluster.kubectl(&["delete", "service", "web"]);
-    wait_for("the host's listener is closed", || curl(&format!("http://{address}/")).status.code() == Some(7));
+    wait_for("the host's listener is closed", || {
+        curl(&format!("http://{address}/")).status.code() == Some(7)
+    });
 }
 
 #[test]
@@ -309,9 +413,19 @@ fn garbage_is_collected_and_namespaces_are_emptied() {
     let cluster = Cluster::new("gc");
     cluster.up();
     let count = |kind: &str, namespace: &str| {
-        cluster.kubectl(&["get", kind, "-n", namespace, "-o", "name"]).lines().filter(|line| !line.is_empty()).count()
+        cluster
+            .kubectl(&["get", kind, "-n", namespace, "-o", "name"])
+            .lines()
+            .filter(|line| !line.is_empty())
+            .count()
     };
-    cluster.kubectl(&["create", "deployment", "web", "--image=mantlet/customers", "--replicas=2"]);
+    cluster.kubectl(&[
+        "create",
+        "deployment",
+        "web",
+        "--image=mantlet/customers",
+        "--replicas=2",
+    ]);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
     cluster.kubectl(&["delete", "deployment", "web", "--cascade=orphan"]);
     assert_eq!((count("replicasets", "default"), count("pods", "default")), (1, 2));
@@ -321,7 +435,9 @@ fn garbage_is_collected_and_namespaces_are_emptied() {
     cluster.kubectl(&["create", "deployment", "web", "--image=mantlet/customers"]);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
     cluster.kubectl(&["delete", "deployment", "web"]);
-    wait_for("pods are collected", || count("pods", "default") == 0 && count("replicasets", "default") == 0);
+    wait_for("pods are collected", || {
+        count("pods", "default") == 0 && count("replicasets", "default") == 0
+    });
     cluster.kubectl(&["create", "ns", "busy"]);
     cluster.kubectl(&["create", "deployment", "web", "--image=mantlet/customers", "-n", "busy"]);
     cluster.kubectl(&["create", "secret", "generic", "s", "-n", "busy"]);
@@ -330,7 +446,9 @@ fn garbage_is_collected_and_namespaces_are_emptied() {
     assert!(!cluster.kubectl(&["get", "ns", "-o", "name"]).contains("busy"));
     // A new namespace of the same name starts empty, but for what every namespace gets.
     cluster.kubectl(&["create", "ns", "busy"]);
-    wait_for("the defaults", || count("serviceaccounts", "busy") == 1 && count("configmaps", "busy") == 1);
+    wait_for("the defaults", || {
+        count("serviceaccounts", "busy") == 1 && count("configmaps", "busy") == 1
+    });
     assert_eq!((count("pods", "busy"), count("secrets", "busy")), (0, 0));
 }
 
@@ -340,8 +458,24 @@ fn rollouts_can_be_undone_paused_and_recreated() {
     cluster.up();
     cluster.apply(WEB);
     let done = || cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
-    let revision = || cluster.kubectl(&["get", "deployment", "web", "-o", r"jsonpath={.metadata.annotations.deployment\.kubernetes\.io/revision}"]);
-    let image = || cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"]);
+    let revision = || {
+        cluster.kubectl(&[
+            "get",
+            "deployment",
+            "web",
+            "-o",
+            r"jsonpath={.metadata.annotations.deployment\.kubernetes\.io/revision}",
+        ])
+    };
+    let image = || {
+        cluster.kubectl(&[
+            "get",
+            "deployment",
+            "web",
+            "-o",
+            "jsonpath={.spec.template.spec.containers[0].image}",
+        ])
+    };
     done();
     assert_eq!(revision(), "1");
     cluster.kubectl(&["set", "image", "deployment/web", "web=mantlet/customers:2"]);
@@ -354,20 +488,42 @@ fn rollouts_can_be_undone_paused_and_recreated() {
     cluster.kubectl(&["rollout", "pause", "deployment/web"]);
     cluster.kubectl(&["set", "image", "deployment/web", "web=mantlet/customers:4"]);
     wait_for("the pause is seen", || {
-        cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.status.conditions[?(@.type=='Progressing')].reason}"]) == "DeploymentPaused"
+        cluster.kubectl(&[
+            "get",
+            "deployment",
+            "web",
+            "-o",
+            "jsonpath={.status.conditions[?(@.type=='Progressing')].reason}",
+        ]) == "DeploymentPaused"
     });
     assert_eq!(revision(), "3");
     cluster.kubectl(&["rollout", "resume", "deployment/web"]);
     done();
     assert_eq!(revision(), "4");
-    cluster.kubectl(&["patch", "deployment", "web", "--type=merge", "-p", r#"{"spec":{"strategy":{"type":"Recreate","rollingUpdate":null}}}"#]);
+    cluster.kubectl(&[
+        "patch",
+        "deployment",
+        "web",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"strategy":{"type":"Recreate","rollingUpdate":null}}}"#,
+    ]);
     cluster.kubectl(&["rollout", "restart", "deployment/web"]);
     done();
     assert_eq!(revision(), "5");
     // A bad template must not take the working pods away.
-    cluster.kubectl(&["patch", "deployment", "web", "--type=merge", "-p", r#"{"spec":{"strategy":{"type":"RollingUpdate"}}}"#]);
+    cluster.kubectl(&[
+        "patch",
+        "deployment",
+        "web",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"strategy":{"type":"RollingUpdate"}}}"#,
+    ]);
     cluster.kubectl(&["patch", "deployment", "web", "-p", r#"{"spec":{"template":{"spec":{"containers":[{"name":"web","readinessProbe":{"httpGet":{"path":"/nowhere"}}}]}}}}"#]);
-    wait_for("the new pod exists", || cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.status.updatedReplicas}"]) == "1");
+    wait_for("the new pod exists", || {
+        cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.status.updatedReplicas}"]) == "1"
+    });
     std::thread::sleep(Duration::from_secs(3));
     let available = cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.status.availableReplicas}"]);
     assert_eq!(available, "2");
@@ -418,11 +574,28 @@ spec:
 "#,
     );
     cluster.kubectl(&["wait", "--for=condition=Complete", "--timeout=30s", "job/once"]);
-    assert_eq!(cluster.kubectl(&["get", "job", "once", "-o", "jsonpath={.status.succeeded}"]), "2");
+    assert_eq!(
+        cluster.kubectl(&["get", "job", "once", "-o", "jsonpath={.status.succeeded}"]),
+        "2"
+    );
     cluster.kubectl(&["rollout", "status", "daemonset/agent", "--timeout=30s"]);
     cluster.kubectl(&["rollout", "status", "statefulset/db", "--timeout=30s"]);
-    let names = cluster.kubectl(&["get", "pods", "-l", "app=db", "-o", "jsonpath={.items[*].metadata.name}"]);
+    let names = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        "app=db",
+        "-o",
+        "jsonpath={.items[*].metadata.name}",
+    ]);
     assert_eq!(names, "db-0 db-1");
-    let answer = cluster.kubectl(&["exec", "db-0", "--", "curl", "-s", "http://db-1.db.default.svc.cluster.local:3000/healthz"]);
+    let answer = cluster.kubectl(&[
+        "exec",
+        "db-0",
+        "--",
+        "curl",
+        "-s",
+        "http://db-1.db.default.svc.cluster.local:3000/healthz",
+    ]);
     assert!(answer.contains("ok"), "{answer}");
 }

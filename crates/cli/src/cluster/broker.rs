@@ -64,11 +64,17 @@ fn report(progress: &Progress) {
 fn serve(args: &[String]) -> Result<()> {
     let [json] = args else { bail!("expected one argument") };
     let start: Start = serde_json::from_str(json).context("bad argument")?;
-    let paths = Paths { name: start.name.clone(), dir: start.dir.clone() };
+    let paths = Paths {
+        name: start.name.clone(),
+        dir: start.dir.clone(),
+    };
     // Away from the terminal: closing it or pressing Ctrl-C there must not end the cluster.
     nix::unistd::setsid().context("setsid")?;
     let _lock = take_lock(&paths)?;
-    let api = std::io::stdin().as_fd().try_clone_to_owned().context("the API's listener")?;
+    let api = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("the API's listener")?;
     let socket = paths.broker_socket();
     // Holding the lock, a socket that is there is a leftover.
     let _ = std::fs::remove_file(&socket);
@@ -125,7 +131,10 @@ fn serve(args: &[String]) -> Result<()> {
     let failure = broker.failure.lock().ok().and_then(|mut failure| failure.take());
     match failure {
         Some(reason) => bail!(reason),
-        None => bail!("the cluster process ended unexpectedly ({exit}); see {}", paths.log().display()),
+        None => bail!(
+            "the cluster process ended unexpectedly ({exit}); see {}",
+            paths.log().display()
+        ),
     }
 }
 
@@ -146,7 +155,8 @@ fn take_lock(paths: &Paths) -> Result<OwnedFd> {
 
 fn restrict(path: &std::path::Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(|| format!("{}", path.display()))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("{}", path.display()))
 }
 
 impl Broker {
@@ -163,7 +173,9 @@ impl Broker {
             match serde_json::from_slice(&frame.body).context("a message of the cluster process")? {
                 ToBroker::Listen { id, address } => {
                     let listener = if opened.len() >= MAX_LISTENERS && !opened.contains(&address) {
-                        Err(std::io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()))
+                        Err(std::io::Error::from_raw_os_error(
+                            rustix::io::Errno::MFILE.raw_os_error(),
+                        ))
                     } else {
                         listen(address)
                     };
@@ -244,7 +256,9 @@ impl Broker {
                 // The main thread ends the process with the sandbox, which closes this connection; here only for the case
                 // that the sandbox does not end.
                 std::thread::sleep(GRACE);
-                let pid = i32::try_from(self.sandbox_pid).ok().and_then(rustix::process::Pid::from_raw);
+                let pid = i32::try_from(self.sandbox_pid)
+                    .ok()
+                    .and_then(rustix::process::Pid::from_raw);
                 if let Some(pid) = pid {
                     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
                 }
@@ -257,7 +271,9 @@ impl Broker {
 /// A listening socket, on loopback addresses only: a cluster must not open the host to the network.
 fn listen(address: SocketAddrV4) -> std::io::Result<TcpListener> {
     if !address.ip().is_loopback() {
-        return Err(std::io::Error::from_raw_os_error(rustix::io::Errno::ADDRNOTAVAIL.raw_os_error()));
+        return Err(std::io::Error::from_raw_os_error(
+            rustix::io::Errno::ADDRNOTAVAIL.raw_os_error(),
+        ));
     }
     listen_tcp(SocketAddr::V4(address), ListenOptions::default())
 }

@@ -22,7 +22,9 @@ pub fn status(paths: &Paths) -> Result<Option<Status>> {
     stream.set_read_timeout(Some(LIMIT))?;
     send(&stream, &Request::Status)?;
     let mut line = String::new();
-    BufReader::new(stream.take(1 << 16)).read_line(&mut line).context("the broker does not answer")?;
+    BufReader::new(stream.take(1 << 16))
+        .read_line(&mut line)
+        .context("the broker does not answer")?;
     if line.is_empty() {
         // It was just ending.
         return Ok(None);
@@ -35,7 +37,9 @@ pub fn status(paths: &Paths) -> Result<Option<Status>> {
 /// # Errors
 /// It does not end in time.
 pub fn stop(paths: &Paths) -> Result<bool> {
-    let Some(stream) = connect(paths)? else { return Ok(false) };
+    let Some(stream) = connect(paths)? else {
+        return Ok(false);
+    };
     stream.set_read_timeout(Some(STOP_LIMIT))?;
     send(&stream, &Request::Stop)?;
     // Nothing comes but the end of the connection, when the broker ends.

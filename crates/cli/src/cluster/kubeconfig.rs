@@ -57,11 +57,29 @@ pub fn check(path: &Path) -> Result<()> {
 pub fn add(path: &Path, access: &Access<'_>) -> Result<Option<String>> {
     edit(path, |config| {
         let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-        set(config, "clusters", access.context, "cluster", json!({
-            "certificate-authority-data": encode(access.ca_cert), "server": access.server}))?;
-        set(config, "users", access.context, "user", json!({
-            "client-certificate-data": encode(access.cert), "client-key-data": encode(access.key)}))?;
-        set(config, "contexts", access.context, "context", json!({"cluster": access.context, "user": access.context}))?;
+        set(
+            config,
+            "clusters",
+            access.context,
+            "cluster",
+            json!({
+            "certificate-authority-data": encode(access.ca_cert), "server": access.server}),
+        )?;
+        set(
+            config,
+            "users",
+            access.context,
+            "user",
+            json!({
+            "client-certificate-data": encode(access.cert), "client-key-data": encode(access.key)}),
+        )?;
+        set(
+            config,
+            "contexts",
+            access.context,
+            "context",
+            json!({"cluster": access.context, "user": access.context}),
+        )?;
         let before = config.get("current-context").and_then(Value::as_str).map(str::to_owned);
         config.insert("current-context".to_owned(), json!(access.context));
         config.entry("apiVersion").or_insert_with(|| json!("v1"));
@@ -87,7 +105,10 @@ pub fn remove(path: &Path, context: &str, former: Option<&str>) -> Result<()> {
         if config.get("current-context").and_then(Value::as_str) == Some(context) {
             let exists = |name: &&str| {
                 let contexts = config.get("contexts").and_then(Value::as_array);
-                contexts.into_iter().flatten().any(|entry| entry.get("name").and_then(Value::as_str) == Some(*name))
+                contexts
+                    .into_iter()
+                    .flatten()
+                    .any(|entry| entry.get("name").and_then(Value::as_str) == Some(*name))
             };
             let next = former.filter(exists).unwrap_or_default().to_owned();
             config.insert("current-context".to_owned(), json!(next));
@@ -104,7 +125,9 @@ fn set(config: &mut Map<String, Value>, list: &str, name: &str, field: &str, val
     let Value::Array(entries) = slot else {
         bail!("{list} is not a list");
     };
-    let known = entries.iter_mut().find(|entry| entry.get("name").and_then(Value::as_str) == Some(name));
+    let known = entries
+        .iter_mut()
+        .find(|entry| entry.get("name").and_then(Value::as_str) == Some(name));
     match known {
         // A namespace that the user has set for the context stays.
         Some(Value::Object(entry)) => match (entry.get_mut(field), value) {
@@ -128,12 +151,19 @@ fn read(path: &Path) -> Result<Map<String, Value>> {
     if text.trim().is_empty() {
         return Ok(Map::new());
     }
-    let value: Value = serde_saphyr::from_str(&text)
-        .with_context(|| format!("kubeconfig {} is not valid YAML; repair it or pass --kubeconfig", path.display()))?;
+    let value: Value = serde_saphyr::from_str(&text).with_context(|| {
+        format!(
+            "kubeconfig {} is not valid YAML; repair it or pass --kubeconfig",
+            path.display()
+        )
+    })?;
     match value {
         Value::Object(map) => Ok(map),
         Value::Null => Ok(Map::new()),
-        _ => bail!("kubeconfig {} is not a kubeconfig; repair it or pass --kubeconfig", path.display()),
+        _ => bail!(
+            "kubeconfig {} is not a kubeconfig; repair it or pass --kubeconfig",
+            path.display()
+        ),
     }
 }
 
@@ -167,7 +197,10 @@ impl Lock {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    bail!("{} is there: another program edits the kubeconfig, or has died doing so; remove the file", lock.display())
+                    bail!(
+                        "{} is there: another program edits the kubeconfig, or has died doing so; remove the file",
+                        lock.display()
+                    )
                 }
                 Err(error) => return Err(error).with_context(|| format!("making {}", lock.display())),
             }
@@ -191,7 +224,13 @@ mod tests {
         users:\n- name: prod\n  user:\n    token: \"0123\"\n    exec:\n      command: yes-man\n      args: [\"a\", \"true\"]\n";
 
     fn access(server: &str) -> Access<'_> {
-        Access { context: "mantlet", server, ca_cert: "ca", cert: "cert", key: "key" }
+        Access {
+            context: "mantlet",
+            server,
+            ca_cert: "ca",
+            cert: "cert",
+            key: "key",
+        }
     }
 
     fn kubectl(path: &Path, args: &[&str]) -> String {
@@ -213,10 +252,25 @@ mod tests {
         let former = add(&path, &access("https://127.0.0.1:6443")).expect("added");
         assert_eq!(former.as_deref(), Some("prod"));
         assert_eq!(kubectl(&path, &["config", "current-context"]), "mantlet");
-        assert_eq!(kubectl(&path, &["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]), "https://127.0.0.1:6443");
+        assert_eq!(
+            kubectl(
+                &path,
+                &[
+                    "config",
+                    "view",
+                    "--minify",
+                    "-o",
+                    "jsonpath={.clusters[0].cluster.server}"
+                ]
+            ),
+            "https://127.0.0.1:6443"
+        );
         // A second `up` on another port replaces, and does not remember itself as the former context.
         assert_eq!(add(&path, &access("https://127.0.0.1:7000")).expect("replaced"), None);
-        assert_eq!(kubectl(&path, &["config", "get-contexts", "-o", "name"]), "mantlet\nprod");
+        assert_eq!(
+            kubectl(&path, &["config", "get-contexts", "-o", "name"]),
+            "mantlet\nprod"
+        );
         remove(&path, "mantlet", Some("prod")).expect("removed");
         let after: Value = serde_saphyr::from_str(&std::fs::read_to_string(&path).expect("readable")).expect("YAML");
         assert_eq!(before, after);

@@ -113,7 +113,10 @@ pub struct Answer {
 
 impl Answer {
     fn ok(text: impl Into<String>) -> Self {
-        Self { text: text.into(), code: 0 }
+        Self {
+            text: text.into(),
+            code: 0,
+        }
     }
 }
 
@@ -123,13 +126,18 @@ impl Answer {
 /// What failed, with what to do about it.
 pub fn run(args: Args) -> Result<Answer> {
     match args.command {
-        Command::Up { which, kubeconfig, port } => up::up(&Paths::of(&which.name)?, kubeconfig, port),
+        Command::Up {
+            which,
+            kubeconfig,
+            port,
+        } => up::up(&Paths::of(&which.name)?, kubeconfig, port),
         Command::Down { which, purge } => up::down(&Paths::of(&which.name)?, purge),
         Command::Status { which, json } => up::status(&Paths::of(&which.name)?, json),
         Command::Logs { which, follow, tail } => up::logs(&Paths::of(&which.name)?, follow, tail),
-        Command::Image { which, command: ImageCommand::Add { image, rootfs } } => {
-            up::add_image(&Paths::of(&which.name)?, &image, &rootfs)
-        }
+        Command::Image {
+            which,
+            command: ImageCommand::Add { image, rootfs },
+        } => up::add_image(&Paths::of(&which.name)?, &image, &rootfs),
     }
 }
 
@@ -138,8 +146,14 @@ pub fn run(args: Args) -> Result<Answer> {
 /// # Errors
 /// The context is not one of ours, or its cluster does not run.
 pub fn sandbox_pid(context: &str) -> Result<u32> {
-    let name = if context == DEFAULT_NAME { Some(DEFAULT_NAME) } else { context.strip_prefix("mantlet-") };
+    let name = if context == DEFAULT_NAME {
+        Some(DEFAULT_NAME)
+    } else {
+        context.strip_prefix("mantlet-")
+    };
     let name = name.with_context(|| format!("context {context:?} is not an embedded cluster"))?;
     let status = control::status(&Paths::of(name)?)?;
-    Ok(status.with_context(|| format!("cluster {name:?} does not run"))?.sandbox_pid)
+    Ok(status
+        .with_context(|| format!("cluster {name:?} does not run"))?
+        .sandbox_pid)
 }

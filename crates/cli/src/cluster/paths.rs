@@ -25,7 +25,9 @@ impl Paths {
     pub fn of(name: &str) -> Result<Self> {
         let valid = !name.is_empty()
             && name.len() <= 40
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !name.starts_with('-')
             && !name.ends_with('-');
         if !valid {
@@ -34,21 +36,32 @@ impl Paths {
                  beginning and ending with a letter or digit"
             );
         }
-        let root = match (std::env::var_os("MANTLET_STATE_DIR"), std::env::var_os("XDG_STATE_HOME")) {
+        let root = match (
+            std::env::var_os("MANTLET_STATE_DIR"),
+            std::env::var_os("XDG_STATE_HOME"),
+        ) {
             (Some(dir), _) if !dir.is_empty() => PathBuf::from(dir),
             (_, Some(dir)) if !dir.is_empty() => PathBuf::from(dir).join("mantlet"),
             _ => {
-                let home = std::env::var_os("HOME").context("neither MANTLET_STATE_DIR, XDG_STATE_HOME nor HOME is set")?;
+                let home =
+                    std::env::var_os("HOME").context("neither MANTLET_STATE_DIR, XDG_STATE_HOME nor HOME is set")?;
                 PathBuf::from(home).join(".local/state/mantlet")
             }
         };
         let root = std::path::absolute(&root).with_context(|| format!("state directory {}", root.display()))?;
-        Ok(Self { name: name.to_owned(), dir: root.join(name) })
+        Ok(Self {
+            name: name.to_owned(),
+            dir: root.join(name),
+        })
     }
 
     /// Context, cluster and user name in kubeconfig files.
     pub fn context(&self) -> String {
-        if self.name == DEFAULT_NAME { DEFAULT_NAME.to_owned() } else { format!("{DEFAULT_NAME}-{}", self.name) }
+        if self.name == DEFAULT_NAME {
+            DEFAULT_NAME.to_owned()
+        } else {
+            format!("{DEFAULT_NAME}-{}", self.name)
+        }
     }
 
     /// The object store.
@@ -87,7 +100,9 @@ impl Paths {
     pub fn settings(&self) -> Result<Settings> {
         let path = self.settings_file();
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it", path.display())),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it", path.display()))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
             Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
@@ -124,10 +139,12 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let dir = path.parent().context("a file needs a directory")?;
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(|| format!("writing to {}", dir.display()))?;
-    file.write_all(bytes).with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(bytes)
+        .with_context(|| format!("writing {}", path.display()))?;
     file.as_file().sync_all()?;
     // NamedTempFile is created with mode 0600.
-    file.persist(path).with_context(|| format!("replacing {}", path.display()))?;
+    file.persist(path)
+        .with_context(|| format!("replacing {}", path.display()))?;
     Ok(())
 }
 

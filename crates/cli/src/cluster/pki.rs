@@ -7,7 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -68,7 +69,14 @@ pub fn ensure(dir: &Path, now: OffsetDateTime) -> Result<Pki> {
             key
         }
     };
-    Ok(Pki { ca_cert, server_cert, server_key, admin_cert, admin_key, sa_key })
+    Ok(Pki {
+        ca_cert,
+        server_cert,
+        server_key,
+        admin_cert,
+        admin_key,
+        sa_key,
+    })
 }
 
 /// Reads all of it without making anything: what the cluster process does.
@@ -88,7 +96,10 @@ pub fn load(dir: &Path) -> Result<Pki> {
 }
 
 fn damaged(dir: &Path, name: &str) -> String {
-    format!("{} is damaged; `mantlet cluster down --purge` removes it with the cluster's state", dir.join(name).display())
+    format!(
+        "{} is damaged; `mantlet cluster down --purge` removes it with the cluster's state",
+        dir.join(name).display()
+    )
 }
 
 fn read(dir: &Path, name: &str) -> Result<Option<String>> {
@@ -105,7 +116,11 @@ fn make_ca(dir: &Path, now: OffsetDateTime) -> Result<(String, String)> {
     let mut params = params(now, CA_LIFE)?;
     params.distinguished_name.push(DnType::CommonName, "mantlet cluster CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     let cert = params.self_signed(&key)?.pem();
     let key = key.serialize_pem();
     write_private(&dir.join("ca.key"), key.as_bytes())?;
@@ -138,7 +153,9 @@ fn server_params(now: OffsetDateTime) -> Result<CertificateParams> {
 
 fn admin_params(now: OffsetDateTime) -> Result<CertificateParams> {
     let mut params = params(now, LEAF_LIFE)?;
-    params.distinguished_name.push(DnType::OrganizationName, "system:masters");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "system:masters");
     params.distinguished_name.push(DnType::CommonName, "kubernetes-admin");
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -169,7 +186,9 @@ fn leaf(
 fn end_of(cert: &str) -> Result<OffsetDateTime> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(cert.as_bytes())?;
     let cert = pem.parse_x509()?;
-    Ok(OffsetDateTime::from_unix_timestamp(cert.validity().not_after.timestamp())?)
+    Ok(OffsetDateTime::from_unix_timestamp(
+        cert.validity().not_after.timestamp(),
+    )?)
 }
 
 #[cfg(test)]

@@ -43,7 +43,10 @@ pub fn check() -> Result<()> {
             commands.push("sysctl -w kernel.apparmor_restrict_unprivileged_userns=0".to_owned());
         }
         let uid = nix::unistd::geteuid();
-        let user = nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+        let user = nix::unistd::User::from_uid(uid)
+            .ok()
+            .flatten()
+            .map_or_else(|| uid.to_string(), |user| user.name);
         for (file, option) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
             let text = std::fs::read_to_string(file).unwrap_or_default();
             if !has_range(&text, &user, uid.as_raw()) {
@@ -58,7 +61,11 @@ pub fn check() -> Result<()> {
     bail!(
         "this machine cannot run a cluster yet:\n  - {}\nAn administrator can change that with:\n  {}",
         problems.join("\n  - "),
-        commands.iter().map(|command| format!("sudo {command}")).collect::<Vec<_>>().join("\n  ")
+        commands
+            .iter()
+            .map(|command| format!("sudo {command}"))
+            .collect::<Vec<_>>()
+            .join("\n  ")
     );
 }
 
@@ -66,7 +73,8 @@ fn find(program: &str) -> Option<std::path::PathBuf> {
     // Ordinary users often lack the sbin directories in their path.
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into));
-    dirs.map(|dir| dir.join(program)).find(|candidate| Path::is_file(candidate))
+    dirs.map(|dir| dir.join(program))
+        .find(|candidate| Path::is_file(candidate))
 }
 
 fn number(path: &str) -> Option<u64> {

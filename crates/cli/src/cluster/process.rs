@@ -59,7 +59,9 @@ pub fn main(args: &[String]) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            let _ = channel.send(&ToBroker::Failed { reason: format!("{error:#}") });
+            let _ = channel.send(&ToBroker::Failed {
+                reason: format!("{error:#}"),
+            });
             ExitCode::FAILURE
         }
     }
@@ -69,7 +71,10 @@ fn begin(args: &[String]) -> Result<(Arc<Channel>, Start)> {
     let [json] = args else { bail!("expected one argument") };
     let start: Start = serde_json::from_str(json).context("bad argument")?;
     let _log = mantlet_runtime::log::init(&mantlet_runtime::log::LogOptions::default())?;
-    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("the broker's channel")?;
+    let socket = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("the broker's channel")?;
     Ok((Channel::new(socket), start))
 }
 
@@ -83,7 +88,12 @@ struct Channel {
 
 impl Channel {
     fn new(socket: OwnedFd) -> Arc<Self> {
-        Arc::new(Self { socket, sending: Mutex::new(()), next: AtomicU64::new(1), waiting: Mutex::new(HashMap::new()) })
+        Arc::new(Self {
+            socket,
+            sending: Mutex::new(()),
+            next: AtomicU64::new(1),
+            waiting: Mutex::new(HashMap::new()),
+        })
     }
 
     fn send(&self, message: &ToBroker) -> Result<()> {
@@ -114,7 +124,11 @@ impl Channel {
                     }
                 }
                 Ok(FromBroker::Listening { id, error }) => {
-                    let waiting = self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
+                    let waiting = self
+                        .waiting
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .remove(&id);
                     let answer = match (error, listener) {
                         (Some(code), _) => Err(std::io::Error::from_raw_os_error(code)),
                         (None, Some(listener)) => Ok(std::net::TcpListener::from(listener)),
@@ -140,15 +154,24 @@ impl HostSockets for Channel {
         Box::pin(async move {
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let (sender, answer) = oneshot::channel();
-            self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(id, sender);
-            self.send(&ToBroker::Listen { id, address }).map_err(std::io::Error::other)?;
-            answer.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?
+            self.waiting
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .insert(id, sender);
+            self.send(&ToBroker::Listen { id, address })
+                .map_err(std::io::Error::other)?;
+            answer
+                .await
+                .map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?
         })
     }
 }
 
 async fn serve(channel: Arc<Channel>, start: Start) -> Result<()> {
-    let paths = Paths { name: start.name.clone(), dir: start.dir.clone() };
+    let paths = Paths {
+        name: start.name.clone(),
+        dir: start.dir.clone(),
+    };
     let stop = CancellationToken::new();
     let (api_sender, api_listener) = oneshot::channel();
     std::thread::spawn({
@@ -170,7 +193,9 @@ async fn serve(channel: Arc<Channel>, start: Start) -> Result<()> {
     let host = std::net::TcpListener::from(host);
     host.set_nonblocking(true)?;
     let node_address = SocketAddr::from((sandbox::NODE_ADDRESS, API_PORT));
-    let inside = TcpListener::bind(node_address).await.with_context(|| format!("listening on {node_address}"))?;
+    let inside = TcpListener::bind(node_address)
+        .await
+        .with_context(|| format!("listening on {node_address}"))?;
     for listener in [TcpListener::from_std(host)?, inside] {
         let serving = server.clone().serve(listener, tls.clone());
         let stop = stop.clone();
@@ -184,9 +209,18 @@ async fn serve(channel: Arc<Channel>, start: Start) -> Result<()> {
     let client = |name: &str| Client::new(server.service(Identity::admin(name)), "default");
 
     let informers = Informers::start(&client("system:kube-controller-manager"), &stop);
-    let root_ca = controllers::Config { root_ca_pem: pki.ca_cert.clone() };
-    tokio::spawn(controllers::run(client("system:kube-controller-manager"), informers.clone(), root_ca, stop.clone()));
-    dns::serve(informers.clone(), dns::Config::on_node(), stop.clone()).await.context("starting the name server")?;
+    let root_ca = controllers::Config {
+        root_ca_pem: pki.ca_cert.clone(),
+    };
+    tokio::spawn(controllers::run(
+        client("system:kube-controller-manager"),
+        informers.clone(),
+        root_ca,
+        stop.clone(),
+    ));
+    dns::serve(informers.clone(), dns::Config::on_node(), stop.clone())
+        .await
+        .context("starting the name server")?;
     let handle = services::start(informers.clone(), stop.clone());
     tokio::spawn(loadbalancer::run(
         client("system:service-controller"),
@@ -195,7 +229,9 @@ async fn serve(channel: Arc<Channel>, start: Start) -> Result<()> {
         start.name.clone(),
         stop.clone(),
     ));
-    publish_dns(&client("system:kube-controller-manager")).await.context("publishing the name server")?;
+    publish_dns(&client("system:kube-controller-manager"))
+        .await
+        .context("publishing the name server")?;
     let agent = super::node_agent::start(&paths, client("system:node:mantlet"), handle, stop.clone())?;
 
     let node_client = client("system:node:mantlet");
@@ -246,9 +282,16 @@ async fn publish_dns(client: &Client) -> Result<()> {
 async fn node_ready(client: &Client) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let ready = |node: Option<&Node>| {
-        let conditions = node.and_then(|node| node.status.as_ref()).and_then(|status| status.conditions.as_ref());
-        conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        let conditions = node
+            .and_then(|node| node.status.as_ref())
+            .and_then(|status| status.conditions.as_ref());
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
-    kube::runtime::wait::await_condition(nodes, "mantlet", ready).await.context("waiting for the node")?;
+    kube::runtime::wait::await_condition(nodes, "mantlet", ready)
+        .await
+        .context("waiting for the node")?;
     Ok(())
 }

@@ -109,8 +109,13 @@ fn bind(paths: &Paths, asked: Option<u16>, last: Option<u16>) -> Result<TcpListe
 fn owner_of(paths: &Paths, port: u16) -> String {
     let siblings = paths.dir.parent().and_then(|dir| std::fs::read_dir(dir).ok());
     for entry in siblings.into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let other = Paths { name: name.clone(), dir: entry.path() };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let other = Paths {
+            name: name.clone(),
+            dir: entry.path(),
+        };
         if let Ok(Some(status)) = control::status(&other)
             && status.port == port
         {
@@ -128,7 +133,11 @@ fn start_broker(paths: &Paths, port: u16, listener: TcpListener) -> Result<()> {
         .append(true)
         .open(&log_path)
         .with_context(|| format!("opening {}", log_path.display()))?;
-    let start = Start { name: paths.name.clone(), dir: paths.dir.clone(), port };
+    let start = Start {
+        name: paths.name.clone(),
+        dir: paths.dir.clone(),
+        port,
+    };
     let mut broker = Command::new(std::env::current_exe()?)
         .arg(broker::SUBCOMMAND)
         .arg(serde_json::to_string(&start)?)
@@ -150,7 +159,11 @@ fn start_broker(paths: &Paths, port: u16, listener: TcpListener) -> Result<()> {
         Err(_) => {
             let _ = control::stop(paths);
             let _ = broker.kill();
-            bail!("the cluster is not up after {} s; see {}", UP_LIMIT.as_secs(), log_path.display());
+            bail!(
+                "the cluster is not up after {} s; see {}",
+                UP_LIMIT.as_secs(),
+                log_path.display()
+            );
         }
     };
     match serde_json::from_str(&line) {
@@ -193,7 +206,10 @@ fn write_context(
     if let Some(other) = settings.kubeconfig.as_deref().filter(|other| *other != config) {
         // The context moves; the old file must not keep a dead one.
         if let Err(error) = kubeconfig::remove(other, &context, settings.former_context.as_deref()) {
-            eprintln!("warning: the context {context:?} stays in {}: {error:#}", other.display());
+            eprintln!(
+                "warning: the context {context:?} stays in {}: {error:#}",
+                other.display()
+            );
         }
         settings.former_context = None;
     }
@@ -213,20 +229,26 @@ fn write_context(
 /// Asks the cluster as any client does: over TLS, with what the kubeconfig says.
 fn verify(config: &Path, context: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
-        let config = kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(config)?, &options).await?;
-        let client = Client::try_from(config)?;
-        let check = async {
-            let request = http::Request::get("/readyz").body(Vec::new())?;
-            client.request_text(request).await?;
-            let nodes: Api<Node> = Api::all(client.clone());
-            nodes.get("mantlet").await?;
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(Duration::from_secs(10), check).await.context("the API does not answer")?
-    })
-    .context("the cluster runs, but cannot be used with its kubeconfig")
+    runtime
+        .block_on(async {
+            let options = KubeConfigOptions {
+                context: Some(context.to_owned()),
+                ..KubeConfigOptions::default()
+            };
+            let config = kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(config)?, &options).await?;
+            let client = Client::try_from(config)?;
+            let check = async {
+                let request = http::Request::get("/readyz").body(Vec::new())?;
+                client.request_text(request).await?;
+                let nodes: Api<Node> = Api::all(client.clone());
+                nodes.get("mantlet").await?;
+                anyhow::Ok(())
+            };
+            tokio::time::timeout(Duration::from_secs(10), check)
+                .await
+                .context("the API does not answer")?
+        })
+        .context("the cluster runs, but cannot be used with its kubeconfig")
 }
 
 /// Stops the cluster and takes its context away.
@@ -258,7 +280,11 @@ fn remove_state(dir: &Path) -> Result<()> {
         let config = sandbox::SandboxConfig {
             state_dir: dir.to_owned(),
             program: "/bin/rm".into(),
-            args: ["-rf", "--"].into_iter().map(str::to_owned).chain([format!("{}/pods", dir.display())]).collect(),
+            args: ["-rf", "--"]
+                .into_iter()
+                .map(str::to_owned)
+                .chain([format!("{}/pods", dir.display())])
+                .collect(),
             read_only_dirs: Vec::new(),
         };
         let status = sandbox::command(&program, &config)?.stdin(Stdio::null()).status()?;
@@ -278,7 +304,10 @@ pub(super) fn status(paths: &Paths, json: bool) -> Result<Answer> {
             Some(status) => serde_json::to_value(status)?,
             None => serde_json::json!({"name": paths.name, "ready": false}),
         };
-        return Ok(Answer { text: format!("{value:#}\n"), code });
+        return Ok(Answer {
+            text: format!("{value:#}\n"),
+            code,
+        });
     }
     let text = match status {
         Some(status) => format!(
@@ -299,7 +328,8 @@ pub(super) fn status(paths: &Paths, json: bool) -> Result<Answer> {
 pub(super) fn logs(paths: &Paths, follow: bool, tail: Option<usize>) -> Result<Answer> {
     use std::os::unix::process::CommandExt;
     let path = paths.log();
-    let mut file = std::fs::File::open(&path).with_context(|| format!("cluster {:?} has no log yet: {}", paths.name, path.display()))?;
+    let mut file = std::fs::File::open(&path)
+        .with_context(|| format!("cluster {:?} has no log yet: {}", paths.name, path.display()))?;
     if follow {
         let lines = tail.map_or_else(|| "+1".to_owned(), |lines| lines.to_string());
         let error = Command::new("tail").args(["-n", &lines, "-F"]).arg(&path).exec();
@@ -308,7 +338,12 @@ pub(super) fn logs(paths: &Paths, follow: bool, tail: Option<usize>) -> Result<A
     file.rewind()?;
     let text = std::io::read_to_string(file).context("reading the log")?;
     let skip = tail.map_or(0, |lines| text.lines().count().saturating_sub(lines));
-    Ok(Answer::ok(text.lines().skip(skip).map(|line| format!("{line}\n")).collect::<String>()))
+    Ok(Answer::ok(
+        text.lines()
+            .skip(skip)
+            .map(|line| format!("{line}\n"))
+            .collect::<String>(),
+    ))
 }
 
 /// Writes an entry of the image table that the node agent reads.
@@ -326,5 +361,8 @@ pub(super) fn add_image(paths: &Paths, image: &str, rootfs: &Path) -> Result<Ans
     };
     images.insert(image.to_owned(), serde_json::json!({"rootfs": rootfs}));
     write_private(&table, &serde_json::to_vec_pretty(&images)?)?;
-    Ok(Answer::ok(format!("Image {image:?} stands for {}.\n", rootfs.display())))
+    Ok(Answer::ok(format!(
+        "Image {image:?} stands for {}.\n",
+        rootfs.display()
+    )))
 }

@@ -31,8 +31,32 @@ impl Capture {
         for address in addresses {
             let interface = mantlet_node::podnet::host_interface(*address);
             let mut child = Command::new("nsenter")
-                .args(["--target", &process.to_string(), "--user", "--net", "--setuid", "0", "--setgid", "0", "--", "tcpdump"])
-                .args(["-i", &interface, "-Z", "root", "-n", "-s", "0", "-U", "--immediate-mode", "-w", "-", "tcp"])
+                .args([
+                    "--target",
+                    &process.to_string(),
+                    "--user",
+                    "--net",
+                    "--setuid",
+                    "0",
+                    "--setgid",
+                    "0",
+                    "--",
+                    "tcpdump",
+                ])
+                .args([
+                    "-i",
+                    &interface,
+                    "-Z",
+                    "root",
+                    "-n",
+                    "-s",
+                    "0",
+                    "-U",
+                    "--immediate-mode",
+                    "-w",
+                    "-",
+                    "tcp",
+                ])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())

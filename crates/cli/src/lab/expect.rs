@@ -37,7 +37,11 @@ impl Expectation {
     /// # Errors
     /// A line is none of the known ones.
     pub fn parse(text: &str) -> Result<Vec<Self>> {
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Self::parse_line).collect()
+        text.lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .map(Self::parse_line)
+            .collect()
     }
 
     fn parse_line(line: &str) -> Result<Self> {
@@ -72,7 +76,9 @@ impl Expectation {
             Self::Matches(regex) => regex.is_match(&observed.output),
             Self::Captured(text) => captured(text),
             // Silence proves nothing: the file header alone is 24 bytes.
-            Self::NotCaptured(text) => observed.packets.as_ref().is_some_and(|packets| packets.len() > 200) && !captured(text),
+            Self::NotCaptured(text) => {
+                observed.packets.as_ref().is_some_and(|packets| packets.len() > 200) && !captured(text)
+            }
         }
     }
 
@@ -102,7 +108,11 @@ mod tests {
 
     #[test]
     fn each_kind_can_fail() {
-        let observed = Observed { output: "one\ntwo 12\n".to_owned(), exit: Some(56), packets: Some(vec![b'x'; 300]) };
+        let observed = Observed {
+            output: "one\ntwo 12\n".to_owned(),
+            exit: Some(56),
+            packets: Some(vec![b'x'; 300]),
+        };
         let table = [
             ("exit 56", "exit 0"),
             ("contains two", "contains three"),
@@ -115,7 +125,10 @@ mod tests {
             assert!(Expectation::parse(good).expect("parses")[0].holds(&observed), "{good}");
             assert!(!Expectation::parse(bad).expect("parses")[0].holds(&observed), "{bad}");
         }
-        let silent = Observed { packets: Some(vec![0; 24]), ..Observed::default() };
+        let silent = Observed {
+            packets: Some(vec![0; 24]),
+            ..Observed::default()
+        };
         assert!(!Expectation::parse("not-captured x").expect("parses")[0].holds(&silent));
         assert!(!Expectation::parse("not-captured x").expect("parses")[0].holds(&Observed::default()));
     }

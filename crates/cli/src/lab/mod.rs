@@ -64,7 +64,12 @@ pub struct Answer {
 /// The lab cannot be read or started; a step that fails is no error but part of the answer.
 pub fn run(args: Args) -> Result<Answer> {
     match args.command {
-        Command::Run { dir, mutant, report, keep } => {
+        Command::Run {
+            dir,
+            mutant,
+            report,
+            keep,
+        } => {
             let lab = parse::Lab::load(&dir)?;
             let mutants = match mutant.as_deref() {
                 None => vec![None],
@@ -77,7 +82,10 @@ pub fn run(args: Args) -> Result<Answer> {
                 results.push(run::run(&lab, mutant.as_ref(), keep)?);
             }
             let code = u8::from(!results.iter().all(|result| result.passed));
-            Ok(Answer { text: report::print(&results, report)?, code })
+            Ok(Answer {
+                text: report::print(&results, report)?,
+                code,
+            })
         }
         Command::List { dir } => list(&dir),
     }
@@ -86,7 +94,10 @@ pub fn run(args: Args) -> Result<Answer> {
 fn list(dir: &Path) -> Result<Answer> {
     let mut text = String::new();
     let entries = std::fs::read_dir(dir).with_context(|| format!("labs in {}", dir.display()))?;
-    let mut dirs: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.join("README.md").is_file()).collect();
+    let mut dirs: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.join("README.md").is_file())
+        .collect();
     dirs.sort();
     if dirs.is_empty() {
         bail!("there is no lab in {}", dir.display());
@@ -94,7 +105,13 @@ fn list(dir: &Path) -> Result<Answer> {
     for dir in dirs {
         let lab = parse::Lab::load(&dir)?;
         let mutants = mutant::names(&dir)?;
-        text.push_str(&format!("{}  {} ({} steps, {} mutants)\n", dir.display(), lab.title, lab.steps.len(), mutants.len()));
+        text.push_str(&format!(
+            "{}  {} ({} steps, {} mutants)\n",
+            dir.display(),
+            lab.title,
+            lab.steps.len(),
+            mutants.len()
+        ));
     }
     Ok(Answer { text, code: 0 })
 }

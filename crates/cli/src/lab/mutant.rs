@@ -63,7 +63,15 @@ pub fn names(lab: &Path) -> Result<Vec<String>> {
         Err(error) => return Err(error).with_context(|| dir.display().to_string()),
     };
     let mut names: Vec<_> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.strip_suffix(".yaml").map(str::to_owned))
+        .filter_map(|entry| {
+            entry
+                .ok()?
+                .file_name()
+                .into_string()
+                .ok()?
+                .strip_suffix(".yaml")
+                .map(str::to_owned)
+        })
         .collect();
     names.sort();
     Ok(names)
@@ -76,8 +84,12 @@ impl Mutant {
     /// There is none of that name, or it is not understood.
     pub fn load(lab: &Path, name: &str) -> Result<Self> {
         let path = lab.join("mutants").join(format!("{name}.yaml"));
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("no mutant {name:?}; there are: {}", names(lab).unwrap_or_default().join(", ")))?;
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "no mutant {name:?}; there are: {}",
+                names(lab).unwrap_or_default().join(", ")
+            )
+        })?;
         let mut mutant: Self = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
         mutant.name = name.to_owned();
         Ok(mutant)
@@ -95,7 +107,8 @@ impl Mutant {
             match edit {
                 Edit::File { file, replace, with } => {
                     let path = dir.join(file);
-                    let text = std::fs::read_to_string(&path).with_context(|| format!("mutant {:?}: {file}", self.name))?;
+                    let text =
+                        std::fs::read_to_string(&path).with_context(|| format!("mutant {:?}: {file}", self.name))?;
                     if !text.contains(replace) {
                         bail!("mutant {:?}: {file} does not contain {replace:?}", self.name);
                     }
@@ -103,7 +116,11 @@ impl Mutant {
                 }
                 Edit::Command { step, command } => {
                     let found = steps.iter_mut().find(|candidate| candidate.id == *step);
-                    let Some(Step { action: Action::Type(typed), .. }) = found else {
+                    let Some(Step {
+                        action: Action::Type(typed),
+                        ..
+                    }) = found
+                    else {
                         bail!("mutant {:?}: there is no command {step:?}", self.name);
                     };
                     typed.text.clone_from(command);

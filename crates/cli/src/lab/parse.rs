@@ -88,13 +88,19 @@ impl Lab {
     /// The file cannot be read, or a fence is wrong; the message has the line.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("README.md");
-        let size = std::fs::metadata(&path).with_context(|| format!("{} is no lab", dir.display()))?.len();
+        let size = std::fs::metadata(&path)
+            .with_context(|| format!("{} is no lab", dir.display()))?
+            .len();
         if size > MAX_SIZE {
             bail!("{} is larger than 4 MB", path.display());
         }
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let (title, steps) = parse(&text).with_context(|| path.display().to_string())?;
-        Ok(Self { dir: dir.to_owned(), title, steps })
+        Ok(Self {
+            dir: dir.to_owned(),
+            title,
+            steps,
+        })
     }
 }
 
@@ -124,7 +130,9 @@ pub fn parse(text: &str) -> Result<(String, Vec<Step>)> {
             continue;
         }
         let indent = line.len() - line.trim_start().len();
-        let Some(info) = line.trim_start().strip_prefix("```") else { continue };
+        let Some(info) = line.trim_start().strip_prefix("```") else {
+            continue;
+        };
         let mut body = String::new();
         let mut closed = false;
         for (_, line) in lines.by_ref() {
@@ -145,7 +153,9 @@ pub fn parse(text: &str) -> Result<(String, Vec<Step>)> {
             if fence.attributes.contains_key("step") {
                 steps.push(look(&fence, &section, expectations)?);
             } else {
-                let last = steps.last_mut().with_context(|| format!("line {}: nothing to expect from", fence.line))?;
+                let last = steps
+                    .last_mut()
+                    .with_context(|| format!("line {}: nothing to expect from", fence.line))?;
                 last.expectations.extend(expectations);
             }
         } else if let Some(step) = step(&fence, &section)? {
@@ -166,29 +176,45 @@ fn read_fence(line: usize, info: &str, body: String) -> Result<Fence> {
     let mut attributes = BTreeMap::new();
     let mut rest = rest.trim_start();
     while !rest.is_empty() {
-        let (name, value) = rest.split_once('=').with_context(|| format!("line {line}: {rest:?} is no name=value"))?;
+        let (name, value) = rest
+            .split_once('=')
+            .with_context(|| format!("line {line}: {rest:?} is no name=value"))?;
         let (value, after) = match value.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').with_context(|| format!("line {line}: a quote is not closed"))?,
+            Some(quoted) => quoted
+                .split_once('"')
+                .with_context(|| format!("line {line}: a quote is not closed"))?,
             None => value.split_once(' ').unwrap_or((value, "")),
         };
         attributes.insert(name.trim().to_owned(), value.to_owned());
         rest = after.trim_start();
     }
-    Ok(Fence { line, language: language.to_owned(), attributes, body })
+    Ok(Fence {
+        line,
+        language: language.to_owned(),
+        attributes,
+        body,
+    })
 }
 
 impl Fence {
     fn number<T: std::str::FromStr>(&self, name: &str, default: T) -> Result<T> {
         match self.attributes.get(name) {
             None => Ok(default),
-            Some(text) => text.parse().ok().with_context(|| format!("line {}: {name}={text:?} is no number", self.line)),
+            Some(text) => text
+                .parse()
+                .ok()
+                .with_context(|| format!("line {}: {name}={text:?} is no number", self.line)),
         }
     }
 
     fn check(&self, known: &[&str]) -> Result<()> {
         for name in self.attributes.keys() {
             if !known.contains(&name.as_str()) {
-                bail!("line {}: unknown attribute {name:?} (known: {})", self.line, known.join(", "));
+                bail!(
+                    "line {}: unknown attribute {name:?} (known: {})",
+                    self.line,
+                    known.join(", ")
+                );
             }
         }
         Ok(())
@@ -196,7 +222,11 @@ impl Fence {
 
     fn base(&self, section: &str, action: Action, expectations: Vec<Expectation>) -> Result<Step> {
         Ok(Step {
-            id: self.attributes.get("id").cloned().unwrap_or_else(|| format!("line-{}", self.line)),
+            id: self
+                .attributes
+                .get("id")
+                .cloned()
+                .unwrap_or_else(|| format!("line-{}", self.line)),
             section: section.to_owned(),
             teardown: self.attributes.get("teardown").is_some_and(|value| value == "true"),
             limit: Duration::from_secs(self.number("limit", DEFAULT_LIMIT)?),
@@ -223,13 +253,25 @@ fn step(fence: &Fence, section: &str) -> Result<Option<Step>> {
                 terminal: fence.number("term", 1)?,
                 until: fence.attributes.get("until").cloned(),
                 stdin: fence.attributes.get("stdin").cloned(),
-                at: fence.attributes.get("at").cloned().unwrap_or_else(|| "(y/N)".to_owned()),
+                at: fence
+                    .attributes
+                    .get("at")
+                    .cloned()
+                    .unwrap_or_else(|| "(y/N)".to_owned()),
                 capture: fence.attributes.get("capture").cloned(),
             })
         }
         "wait" => {
             fence.check(&["id", "limit", "teardown"])?;
-            Action::Wait(fence.body.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+            Action::Wait(
+                fence
+                    .body
+                    .lines()
+                    .map(str::trim)
+                    .filter(|line| !line.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+            )
         }
         "keys" => {
             fence.check(&["id", "term", "limit", "until", "teardown"])?;
@@ -254,7 +296,9 @@ mod tests {
         let (title, steps) = parse(text).expect("parses");
         assert_eq!(title, "Lab");
         assert_eq!(steps.len(), 1);
-        let Action::Type(typed) = &steps[0].action else { panic!("a command") };
+        let Action::Type(typed) = &steps[0].action else {
+            panic!("a command")
+        };
         assert_eq!(typed.text, "kubectl exec x -- \\\n  curl y");
         assert_eq!((typed.terminal, typed.stdin.as_deref()), (2, Some("y")));
         assert_eq!(steps[0].expectations.len(), 1);
@@ -267,7 +311,10 @@ mod tests {
             ("```bash id=a\nx\n", "line 1: the fence is not closed"),
             ("\n```bash id=a foo=b\nx\n```\n", "line 2: unknown attribute"),
             ("```expect\nexit 0\n```\n", "line 1: nothing to expect from"),
-            ("```bash id=a\nx\n```\n```bash id=a\ny\n```\n", "line 4: the id \"a\" is used twice"),
+            (
+                "```bash id=a\nx\n```\n```bash id=a\ny\n```\n",
+                "line 4: the id \"a\" is used twice",
+            ),
             ("```bash id=a limit=x\nx\n```\n", "line 1: limit"),
             ("```bash id=a\nx\n```\n```expect\nfoo bar\n```\n", "line 4"),
         ] {

@@ -37,6 +37,8 @@ pub struct RunResult {
 pub struct StepResult {
     /// The step.
     pub id: String,
+    /// The heading it stands under.
+    pub section: String,
     /// Its command, or what it waits for.
     pub command: String,
     /// What was expected.
@@ -89,7 +91,10 @@ fn table(result: &RunResult) -> String {
         text.push('\n');
     }
     let good = result.steps.iter().filter(|step| step.passed).count();
-    let name = result.mutant.as_ref().map_or_else(|| result.lab.clone(), |mutant| format!("{} [mutant {mutant}]", result.lab));
+    let name = result.mutant.as_ref().map_or_else(
+        || result.lab.clone(),
+        |mutant| format!("{} [mutant {mutant}]", result.lab),
+    );
     text.push_str(&format!(
         "{name}: {good} of {} steps pass, {:.1} s: {}\n",
         result.steps.len(),
@@ -100,7 +105,12 @@ fn table(result: &RunResult) -> String {
         text.push_str(&format!("  {problem}\n"));
     }
     for step in result.steps.iter().filter(|step| !step.passed) {
-        text.push_str(&format!("  {}: expected {}; observed: {}\n", step.id, step.expected.join("; "), step.observed));
+        text.push_str(&format!(
+            "  {}: expected {}; observed: {}\n",
+            step.id,
+            step.expected.join("; "),
+            step.observed
+        ));
     }
     text
 }

@@ -46,7 +46,10 @@ pub fn run(lab: &Lab, mutant: Option<&Mutant>, keep: bool) -> Result<RunResult> 
         failed = !result.passed;
         results.push(result);
     }
-    let failing = results.iter().find(|result| !result.passed).map(|result| result.id.clone());
+    let failing = results
+        .iter()
+        .find(|result| !result.passed)
+        .map(|result| result.id.clone());
     if !keep {
         // A terminal in which something still runs cannot be typed into.
         runner.terminals.clear();
@@ -61,10 +64,17 @@ pub fn run(lab: &Lab, mutant: Option<&Mutant>, keep: bool) -> Result<RunResult> 
     let (passed, problem) = match (mutant, failing) {
         (None, _) => (results.iter().all(|result| result.passed), None),
         (Some(mutant), Some(step)) if step == mutant.fails => (true, None),
-        (Some(mutant), Some(step)) => {
-            (false, Some(format!("must fail at step {:?}, but failed at {step:?}", mutant.fails)))
-        }
-        (Some(mutant), None) => (false, Some(format!("must fail at step {:?}, but did not fail: {}", mutant.fails, mutant.description))),
+        (Some(mutant), Some(step)) => (
+            false,
+            Some(format!("must fail at step {:?}, but failed at {step:?}", mutant.fails)),
+        ),
+        (Some(mutant), None) => (
+            false,
+            Some(format!(
+                "must fail at step {:?}, but did not fail: {}",
+                mutant.fails, mutant.description
+            )),
+        ),
     };
     Ok(RunResult {
         lab: lab.title.clone(),
@@ -108,13 +118,20 @@ impl Runner {
             std::os::unix::fs::symlink(&own, programs.path().join(name))?;
         }
         let old = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::env::join_paths(std::iter::once(programs.path().to_owned()).chain(std::env::split_paths(&old)))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let config = kube::config::Kubeconfig::read().context("no kubeconfig; start a cluster with `mantlet cluster up`")?;
+        let path =
+            std::env::join_paths(std::iter::once(programs.path().to_owned()).chain(std::env::split_paths(&old)))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let config =
+            kube::config::Kubeconfig::read().context("no kubeconfig; start a cluster with `mantlet cluster up`")?;
         let context = config.current_context.clone().unwrap_or_default();
         let client = runtime.block_on(async {
             let options = kube::config::KubeConfigOptions::default();
-            anyhow::Ok(Client::try_from(kube::Config::from_custom_kubeconfig(config, &options).await?)?)
+            anyhow::Ok(Client::try_from(
+                kube::Config::from_custom_kubeconfig(config, &options).await?,
+            )?)
         })?;
         Ok(Self {
             directory: directory.to_owned(),
@@ -141,11 +158,20 @@ impl Runner {
     fn step(&mut self, step: &Step) -> StepResult {
         let begin = Instant::now();
         let command = describe(&step.action);
-        eprintln!("  {} {}: {}", if step.teardown { "…" } else { ">" }, step.id, command.lines().next().unwrap_or_default());
+        eprintln!(
+            "  {} {}: {}",
+            if step.teardown { "…" } else { ">" },
+            step.id,
+            command.lines().next().unwrap_or_default()
+        );
         let outcome = self.act(step);
         let (passed, observed) = match outcome {
             Ok(observed) => {
-                let failed: Vec<_> = step.expectations.iter().filter(|expectation| !expectation.holds(&observed)).collect();
+                let failed: Vec<_> = step
+                    .expectations
+                    .iter()
+                    .filter(|expectation| !expectation.holds(&observed))
+                    .collect();
                 (failed.is_empty(), summary(&observed, &failed))
             }
             Err(error) => (false, format!("{error:#}")),
@@ -156,6 +182,7 @@ impl Runner {
         }
         StepResult {
             id: step.id.clone(),
+            section: step.section.clone(),
             command,
             expected: expected(step),
             observed,
@@ -173,10 +200,16 @@ impl Runner {
                     let waited = self.runtime.block_on(waited);
                     waited.with_context(|| format!("{line}: not within {} s", step.limit.as_secs()))??;
                 }
-                Ok(Observed { output: "observed".to_owned(), ..Observed::default() })
+                Ok(Observed {
+                    output: "observed".to_owned(),
+                    ..Observed::default()
+                })
             }
             Action::Look { step: earlier } => {
-                let (terminal, before) = self.done.get(earlier).with_context(|| format!("there is no step {earlier:?} before this"))?;
+                let (terminal, before) = self
+                    .done
+                    .get(earlier)
+                    .with_context(|| format!("there is no step {earlier:?} before this"))?;
                 let (terminal, mut observed) = (*terminal, before.clone());
                 if observed.exit.is_none() {
                     // It still runs: what is expected may be on its way.
@@ -185,7 +218,10 @@ impl Runner {
                     loop {
                         let seen = terminal.len();
                         observed.output = terminal.output();
-                        let missing = step.expectations.iter().any(|one| one.may_come() && !one.holds(&observed));
+                        let missing = step
+                            .expectations
+                            .iter()
+                            .any(|one| one.may_come() && !one.holds(&observed));
                         if !missing || Instant::now() >= deadline {
                             break;
                         }
@@ -198,7 +234,11 @@ impl Runner {
                 let until = until.as_deref().map(Regex::new).transpose()?;
                 let limit = step.limit;
                 let (output, end) = self.terminal(*terminal)?.keys(keys, until.as_ref(), limit)?;
-                Ok(Observed { output, exit: exit_of(&end), packets: None })
+                Ok(Observed {
+                    output,
+                    exit: exit_of(&end),
+                    packets: None,
+                })
             }
         }
     }
@@ -213,13 +253,22 @@ impl Runner {
             None => None,
         };
         let reply = typed.stdin.as_deref().map(|answer| (typed.at.as_str(), answer));
-        let result = self.terminal(typed.terminal)?.command(&typed.text, until.as_ref(), reply, step.limit);
+        let result = self
+            .terminal(typed.terminal)?
+            .command(&typed.text, until.as_ref(), reply, step.limit);
         let packets = capture.map(Capture::stop);
         let (output, end) = result?;
-        let observed = Observed { output, exit: exit_of(&end), packets };
+        let observed = Observed {
+            output,
+            exit: exit_of(&end),
+            packets,
+        };
         self.done.insert(step.id.clone(), (typed.terminal, observed.clone()));
         // A command without an expected exit code must succeed; one that goes on has none yet.
-        let says_exit = step.expectations.iter().any(|expectation| matches!(expectation, Expectation::Exit(_)));
+        let says_exit = step
+            .expectations
+            .iter()
+            .any(|expectation| matches!(expectation, Expectation::Exit(_)));
         if !says_exit && let Some(code) = observed.exit.filter(|code| *code != 0) {
             anyhow::bail!("exit code {code}: {}", last_lines(&observed.output, 3));
         }
@@ -245,7 +294,10 @@ fn describe(action: &Action) -> String {
 
 fn expected(step: &Step) -> Vec<String> {
     let mut expected: Vec<_> = step.expectations.iter().map(ToString::to_string).collect();
-    let says_exit = step.expectations.iter().any(|expectation| matches!(expectation, Expectation::Exit(_)));
+    let says_exit = step
+        .expectations
+        .iter()
+        .any(|expectation| matches!(expectation, Expectation::Exit(_)));
     if let Action::Type(typed) = &step.action
         && !says_exit
         && typed.until.is_none()

@@ -28,7 +28,9 @@ pub fn child_main() -> ExitCode {
     let become_shell = || -> Result<()> {
         nix::unistd::setsid()?;
         mantlet_net::process::set_controlling_terminal(std::io::stdin().as_fd())?;
-        let error = Command::new("bash").args(["--noprofile", "--norc", "--noediting", "-i"]).exec();
+        let error = Command::new("bash")
+            .args(["--noprofile", "--norc", "--noediting", "-i"])
+            .exec();
         Err(error).context("bash is needed")
     };
     if let Err(error) = become_shell() {
@@ -71,7 +73,8 @@ impl Terminal {
     /// # Errors
     /// No pseudo-terminal, or no shell.
     pub fn open<'a>(dir: &Path, environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>) -> Result<Self> {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("a pseudo-terminal")?;
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("a pseudo-terminal")?;
         grantpt(&master)?;
         unlockpt(&master)?;
         let name = ptsname(&master, Vec::new())?;
@@ -81,7 +84,15 @@ impl Terminal {
         // What is typed would otherwise come back as if the command had said it.
         modes.local_modes.remove(LocalModes::ECHO);
         tcsetattr(&slave, OptionalActions::Now, &modes)?;
-        tcsetwinsize(&slave, Winsize { ws_row: 50, ws_col: 250, ws_xpixel: 0, ws_ypixel: 0 })?;
+        tcsetwinsize(
+            &slave,
+            Winsize {
+                ws_row: 50,
+                ws_col: 250,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            },
+        )?;
         let mark = format!("lab-{:016x}", rand::random::<u64>());
         let child = Command::new(std::env::current_exe()?)
             .arg(SUBCOMMAND)
@@ -122,7 +133,12 @@ impl Terminal {
                 }
             }
         });
-        let mut terminal = Self { input: std::fs::File::from(master), shared, child, mark };
+        let mut terminal = Self {
+            input: std::fs::File::from(master),
+            shared,
+            child,
+            mark,
+        };
         let (_, first) = terminal.await_mark(Instant::now() + Duration::from_secs(10), None)?;
         if !matches!(first, Some(Mark::First(_))) {
             bail!("the shell does not show its prompt");
@@ -179,7 +195,9 @@ impl Terminal {
     /// # Errors
     /// The terminal is gone.
     pub fn type_text(&mut self, text: &str) -> Result<()> {
-        self.input.write_all(text.as_bytes()).context("typing into the terminal")
+        self.input
+            .write_all(text.as_bytes())
+            .context("typing into the terminal")
     }
 
     /// Presses keys and waits for the prompt, or for `until`.
@@ -197,10 +215,13 @@ impl Terminal {
             }
         }
         let (output, end) = self.await_mark(deadline, until)?;
-        Ok((output, match end {
-            Some(Mark::First(code)) => End::Prompt(code),
-            _ => End::Seen,
-        }))
+        Ok((
+            output,
+            match end {
+                Some(Mark::First(code)) => End::Prompt(code),
+                _ => End::Seen,
+            },
+        ))
     }
 
     /// What has come since the last command was typed.
@@ -223,7 +244,12 @@ impl Terminal {
     }
 
     fn forget(&mut self) {
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).bytes.clear();
+        self.shared
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes
+            .clear();
     }
 
     /// Waits for a prompt (the result's mark) or for `until` (no mark). The output has no prompt in it.
@@ -245,7 +271,10 @@ impl Terminal {
             if left.is_zero() {
                 bail!("not done in time; the last output: {}", tail(&text));
             }
-            buffer = changed.wait_timeout(buffer, left).unwrap_or_else(PoisonError::into_inner).0;
+            buffer = changed
+                .wait_timeout(buffer, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -254,7 +283,11 @@ impl Terminal {
         let start = text.rfind(&format!("\u{1e}{} ", self.mark))?;
         let rest = &text[start + self.mark.len() + 2..];
         let state = rest.strip_suffix('\u{1e}')?;
-        if state == "+" { Some(Mark::More) } else { state.parse().ok().map(Mark::First) }
+        if state == "+" {
+            Some(Mark::More)
+        } else {
+            state.parse().ok().map(Mark::First)
+        }
     }
 
     fn clean(&self, bytes: &[u8]) -> String {
@@ -311,6 +344,9 @@ mod tests {
 
     #[test]
     fn colours_go_and_text_stays() {
-        assert_eq!(strip_control("\u{1b}[1;39m[\u{1b}[0m\r\n\u{1b}]0;title\u{7}x\u{1b}[K"), "[\nx");
+        assert_eq!(
+            strip_control("\u{1b}[1;39m[\u{1b}[0m\r\n\u{1b}]0;title\u{7}x\u{1b}[K"),
+            "[\nx"
+        );
     }
 }

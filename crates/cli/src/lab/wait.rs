@@ -58,7 +58,9 @@ async fn rollout(client: &Client, namespace: &str, name: &str) -> Result<()> {
             && status.available_replicas.unwrap_or(0) == wanted
             && status.replicas.unwrap_or(0) == wanted
     };
-    let deployment = await_condition(api, name, done).await?.context("the deployment has vanished")?;
+    let deployment = await_condition(api, name, done)
+        .await?
+        .context("the deployment has vanished")?;
     let labels = deployment.spec.selector.match_labels.unwrap_or_default();
     let selector: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     settled(client, namespace, &selector.join(",")).await
@@ -69,11 +71,16 @@ async fn settled(client: &Client, namespace: &str, selector: &str) -> Result<()>
     let ready = |pod: &Pod| {
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
         pod.metadata.deletion_timestamp.is_none()
-            && conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+            && conditions
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
     let mut pods = std::collections::HashMap::new();
     let mut complete = false;
-    let mut events = watcher(api, watcher::Config::default().labels(selector)).default_backoff().boxed();
+    let mut events = watcher(api, watcher::Config::default().labels(selector))
+        .default_backoff()
+        .boxed();
     while let Some(event) = events.try_next().await? {
         match event {
             watcher::Event::Init => {
@@ -98,7 +105,9 @@ async fn settled(client: &Client, namespace: &str, selector: &str) -> Result<()>
 async fn address(client: &Client, namespace: &str, name: &str) -> Result<()> {
     let api: Api<Service> = Api::namespaced(client.clone(), namespace);
     let has_address = |service: Option<&Service>| {
-        let status = service.and_then(|service| service.status.as_ref()).and_then(|status| status.load_balancer.as_ref());
+        let status = service
+            .and_then(|service| service.status.as_ref())
+            .and_then(|status| status.load_balancer.as_ref());
         let ingress = status.and_then(|status| status.ingress.as_ref());
         ingress.is_some_and(|ingress| ingress.iter().any(|one| one.ip.is_some() || one.hostname.is_some()))
     };
@@ -131,7 +140,12 @@ struct Proxy {
 fn is_enforced(planes: &[Distribution], plural: &str, version: u64, wanted: &BTreeSet<String>) -> bool {
     let current = |plane: &&Distribution| plane.seen.get(plural).is_some_and(|seen| *seen >= version);
     let running = |proxy: &String| {
-        planes.iter().any(|plane| plane.proxies.iter().any(|one| one.proxy == *proxy && one.acked >= plane.revision))
+        planes.iter().any(|plane| {
+            plane
+                .proxies
+                .iter()
+                .any(|one| one.proxy == *proxy && one.acked >= plane.revision)
+        })
     };
     !planes.is_empty() && planes.iter().all(|plane| current(&plane)) && wanted.iter().all(running)
 }
@@ -139,7 +153,10 @@ fn is_enforced(planes: &[Distribution], plural: &str, version: u64, wanted: &BTr
 async fn enforced(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<()> {
     on_object(client, namespace, kind, |api, plural| async move {
         let object = api.get_metadata(name).await?;
-        let version = object.resource_version().and_then(|version| version.parse().ok()).context("a numeric resource version")?;
+        let version = object
+            .resource_version()
+            .and_then(|version| version.parse().ok())
+            .context("a numeric resource version")?;
         loop {
             let wanted = injected_pods(client).await?;
             let mut planes = Vec::new();
@@ -164,7 +181,9 @@ async fn injected_pods(client: &Client) -> Result<BTreeSet<String>> {
     let has_proxy = |pod: &&Pod| {
         let running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
         let containers = pod.spec.iter().flat_map(|spec| spec.containers.iter());
-        running && pod.metadata.deletion_timestamp.is_none() && containers.into_iter().any(|one| one.name == "istio-proxy")
+        running
+            && pod.metadata.deletion_timestamp.is_none()
+            && containers.into_iter().any(|one| one.name == "istio-proxy")
     };
     let name = |pod: &Pod| format!("{}.{}", pod.name_any(), pod.namespace().unwrap_or_default());
     Ok(list.items.iter().filter(has_proxy).map(name).collect())
@@ -210,8 +229,14 @@ mod tests {
             revision: 7,
             seen: BTreeMap::from([("peerauthentications".to_owned(), seen)]),
             proxies: vec![
-                Proxy { proxy: "a.default".to_owned(), acked: 7 },
-                Proxy { proxy: "b.default".to_owned(), acked },
+                Proxy {
+                    proxy: "a.default".to_owned(),
+                    acked: 7,
+                },
+                Proxy {
+                    proxy: "b.default".to_owned(),
+                    acked,
+                },
             ],
         };
         let wanted = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
@@ -220,7 +245,10 @@ mod tests {
         assert!(check(plane(40, 7), &both));
         assert!(!check(plane(39, 7), &both), "the control plane has not seen it");
         assert!(!check(plane(40, 6), &both), "a proxy has not confirmed it");
-        assert!(!check(plane(40, 7), &wanted(&["c.default"])), "a proxy is not connected");
+        assert!(
+            !check(plane(40, 7), &wanted(&["c.default"])),
+            "a proxy is not connected"
+        );
         assert!(!is_enforced(&[], "peerauthentications", 40, &both));
     }
 }
