@@ -229,7 +229,7 @@ fn dash(text: &str) -> std::borrow::Cow<'_, str> {
 }
 
 /// Peers choose these texts; control characters would let them forge lines.
-fn clean(text: &str) -> std::borrow::Cow<'_, str> {
+pub(super) fn clean(text: &str) -> std::borrow::Cow<'_, str> {
     if text.chars().any(char::is_control) {
         text.chars()
             .map(|c| if c.is_control() { '?' } else { c })

@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod exchange;
 pub mod flags;
+pub mod format;
 pub mod metrics;
 pub mod record;
 

@@ -15,8 +15,8 @@ use mantlet_model::route::{Route, VirtualHost};
 
 use super::access_log::Line;
 use super::exchange::{self, PeerLabels};
-use super::flags;
 use super::metrics::{SeriesKey, TcpSeries};
+use super::{flags, format};
 use crate::config::{Chain, CompiledListener};
 use crate::connection::{Chosen, Downstream, Facts};
 use crate::http::body::Progress;
@@ -74,6 +74,24 @@ struct LogFields {
     authority: Option<HeaderValue>,
     route: String,
     cluster: String,
+    request: Option<HeaderMap>,
+    response: Option<HeaderMap>,
+}
+
+/// Whether a log is written in Istio's default format.
+fn is_default(file: &AccessLog) -> bool {
+    file.format.is_empty() && file.json.is_empty()
+}
+
+/// One line in the log's format.
+fn render(file: &AccessLog, subject: &format::Subject<'_>) -> String {
+    if !file.json.is_empty() {
+        format::json(&file.json, subject)
+    } else if !file.format.is_empty() {
+        format::text(&file.format, subject)
+    } else {
+        subject.line.render()
+    }
 }
 
 fn protocol(version: Version) -> &'static str {
@@ -98,7 +116,7 @@ impl Account {
         progress: Rc<Progress>,
     ) -> Box<Account> {
         let log = chosen.and_then(|c| c.chain.http()).and_then(|h| h.access_log.as_ref());
-        let log = log.map(|_| {
+        let log = log.map(|file| {
             Box::new(LogFields {
                 wall: Some(SystemTime::now()),
                 method: parts.method.clone(),
@@ -111,6 +129,8 @@ impl Account {
                 user_agent: parts.headers.get(http::header::USER_AGENT).cloned(),
                 request_id: parts.headers.get(headers::REQUEST_ID).cloned(),
                 authority: headers::authority(parts),
+                // Other formats may ask for any header.
+                request: (!is_default(file)).then(|| parts.headers.clone()),
                 ..LogFields::default()
             })
         });
@@ -190,6 +210,11 @@ impl Account {
     /// The upstream's head.
     pub fn response_head(&mut self, head: &http::response::Parts) {
         self.status = head.status.as_u16();
+        if let Some(log) = &mut self.log
+            && log.request.is_some()
+        {
+            log.response = Some(head.headers.clone());
+        }
         self.grpc_trailers(&head.headers);
     }
 
@@ -619,5 +644,12 @@ fn write_connection(worker: &Worker, file: &AccessLog, facts: &Facts, started: I
         flags,
         ..line
     };
-    worker.telemetry.log.line(&file.path, &line.render());
+    let subject = format::Subject {
+        line: &line,
+        request: None,
+        response: None,
+        peer_uri: "",
+        own_uri: "",
+    };
+    worker.telemetry.log.line(&file.path, &render(file, &subject));
 }
