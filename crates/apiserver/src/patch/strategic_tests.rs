@@ -1,3 +1,5 @@
+//! Strategic merge patches: lists by key, directives, order.
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Structural schemas: pruning, validation, defaults.
+
 use serde_json::json;
 
 use super::*;

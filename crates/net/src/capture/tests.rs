@@ -1,3 +1,5 @@
+//! Golden rulesets of the capture plan.
+
 use super::*;
 
 fn from(args: &str) -> Config {

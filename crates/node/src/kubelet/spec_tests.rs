@@ -1,3 +1,5 @@
+//! From a pod's specification to what a container is started with.
+
 use super::*;
 use serde_json::json;
 

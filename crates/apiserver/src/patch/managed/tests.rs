@@ -1,3 +1,5 @@
+//! Field ownership and conflicts of server-side apply.
+
 use serde_json::json;
 
 use super::*;

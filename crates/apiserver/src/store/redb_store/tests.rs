@@ -1,3 +1,5 @@
+//! The store on disk: transactions, revisions, watches, compaction, damage.
+
 use serde_json::json;
 
 use super::*;
