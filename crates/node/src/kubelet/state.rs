@@ -160,13 +160,16 @@ impl PodState {
         self.containers.iter().filter(|c| c.role == Role::Main)
     }
 
-    /// Whether every init container has done its part.
+    /// Whether every init container has done its part. Once a container of the pod proper has begun, they have: a sidecar
+    /// that ends later does not take that back.
     pub(crate) fn initialized(&self) -> bool {
-        self.containers.iter().all(|c| match c.role {
-            Role::Init => c.succeeded(),
-            Role::Sidecar => c.started,
-            Role::Main => true,
-        })
+        let begun = |c: &ContainerState| !matches!(c.phase, Phase::Waiting { .. }) || c.last.is_some();
+        self.main().any(begun)
+            || self.containers.iter().all(|c| match c.role {
+                Role::Init => c.succeeded(),
+                Role::Sidecar => c.started,
+                Role::Main => true,
+            })
     }
 
     /// All containers that count are ready.

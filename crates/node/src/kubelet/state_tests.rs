@@ -1,3 +1,5 @@
+//! Restart policies, conditions and phases.
+
 use super::*;
 
 const NOW: &str = "2026-01-01T00:00:00Z";
@@ -115,4 +117,19 @@ fn transition_times_stay_while_a_condition_stays_and_foreign_conditions_are_kept
         "2026-02-02T00:00:00Z"
     );
     assert_eq!(condition(&second, "x.io/gate")["status"], "True");
+}
+
+#[test]
+fn a_sidecar_that_ends_after_the_containers_does_not_take_the_result_back() {
+    let pod = pod(json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "a"}]}));
+    let mut state = PodState::new(&pod, NOW);
+    assert_eq!(state.phase("Never"), "Pending");
+    state.containers[0].phase = running();
+    state.containers[0].started = true;
+    state.containers[1].phase = ended(0);
+    assert_eq!(state.phase("Never"), "Succeeded");
+    state.containers[0].phase = ended(143);
+    state.containers[0].started = false;
+    assert_eq!(state.phase("Never"), "Succeeded");
+    assert_eq!(condition(&state.status(&pod, "Never", "h", NOW), "Initialized")["status"], "True");
 }
