@@ -12,6 +12,7 @@ use mantlet_model::ProxySnapshot;
 use crate::destination_rule::Client;
 use crate::gateway;
 use crate::node::{NodeKind, ProxyNode};
+use crate::sidecar::outbound::Common;
 use crate::sidecar::{inbound, outbound};
 use crate::world::World;
 use crate::world::workload::Workload;
@@ -21,6 +22,9 @@ pub fn translate(world: &World, node: &ProxyNode) -> ProxySnapshot {
     Translator::default().snapshot(world, node)
 }
 
+/// Views of clients that are kept before stale ones are dropped.
+const MAX_SHARED: usize = 1024;
+
 /// Namespace and, where needed, labels of clients that see the same.
 type ClientKey = (String, BTreeMap<String, String>);
 
@@ -28,6 +32,8 @@ type ClientKey = (String, BTreeMap<String, String>);
 #[derive(Debug, Default)]
 pub struct Translator {
     outbound: HashMap<ClientKey, Shared>,
+    /// What clients of ordinary namespaces share, and the revision that it is of.
+    common: Option<(u64, Common)>,
     proxies: HashMap<String, ProxySnapshot>,
 }
 
@@ -63,6 +69,7 @@ impl Translator {
         self.proxies.remove(node_id);
         if self.proxies.is_empty() {
             self.outbound.clear();
+            self.common = None;
         }
     }
 
@@ -72,6 +79,11 @@ impl Translator {
         } else {
             BTreeMap::new()
         };
+        let revision = world.outbound_revision();
+        if self.outbound.len() >= MAX_SHARED {
+            // Views of clients that are gone; those in use are of this revision or built anew.
+            self.outbound.retain(|_, shared| shared.revision == revision);
+        }
         let shared = self
             .outbound
             .entry((namespace.to_string(), relevant))
@@ -80,14 +92,41 @@ impl Translator {
                 revision: u64::MAX,
                 snapshot: ProxySnapshot::default(),
             });
-        if shared.revision != world.outbound_revision() {
-            let mut fresh = outbound::build(world, Client { namespace, labels });
+        if shared.revision != revision {
+            let client = Client { namespace, labels };
+            let mut fresh = if outbound::is_common(world, namespace) {
+                outbound::with_routes(world, client, common(&mut self.common, world))
+            } else {
+                outbound::build(world, client)
+            };
             keep_equal(&mut fresh, &shared.snapshot);
             shared.snapshot = fresh;
-            shared.revision = world.outbound_revision();
+            shared.revision = revision;
         }
         &shared.snapshot
     }
+}
+
+/// What clients of ordinary namespaces share, of the world's revision.
+fn common<'a>(kept: &'a mut Option<(u64, Common)>, world: &World) -> &'a Common {
+    let revision = world.outbound_revision();
+    let former = kept.take();
+    let common = match former {
+        Some((of, common)) if of == revision => common,
+        former => {
+            // A namespace that no object has: it owns no rules.
+            let nobody = Client {
+                namespace: "",
+                labels: &BTreeMap::new(),
+            };
+            let mut fresh = outbound::common(world, nobody);
+            if let Some((_, former)) = &former {
+                keep_equal(&mut fresh.snapshot, &former.snapshot);
+            }
+            fresh
+        }
+    };
+    &kept.insert((revision, common)).1
 }
 
 /// The registry's view of the pod behind a node.

@@ -26,14 +26,35 @@ use crate::world::service::{Resolution, Service, ServicePort};
 /// Ports of the proxy itself, where no wildcard listener may sit.
 const RESERVED: [u16; 9] = [15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
 
+/// Everything but the route tables, which know clients by namespace (short host names).
+#[derive(Clone, Debug, Default)]
+pub struct Common {
+    /// Listeners, clusters and endpoints; no routes.
+    pub snapshot: ProxySnapshot,
+    /// Ports with a table of all their services.
+    http: BTreeSet<u16>,
+    /// Inspected ports with a table of their own.
+    sniffed: Vec<(Arc<Service>, u16)>,
+}
+
 /// Builds the outbound side for clients in a namespace.
 pub fn build(world: &World, client: Client<'_>) -> ProxySnapshot {
+    let common = common(world, client);
+    with_routes(world, client, &common)
+}
+
+/// Whether clients of a namespace see the same listeners, clusters and endpoints as clients of any other: it has no
+/// rules of its own, and nothing in the world is exported to some namespaces only.
+pub fn is_common(world: &World, namespace: &str) -> bool {
+    namespace != world.mesh().root_namespace && world.destination_rules(namespace).is_empty() && world.all_exported()
+}
+
+/// Builds what does not depend on names that clients use.
+pub fn common(world: &World, client: Client<'_>) -> Common {
     let mesh = world.mesh();
     let mut out = ProxySnapshot::default();
     let mut wildcard = Wildcards::default();
-    let services: Vec<&Arc<Service>> = world.visible_services(client.namespace).collect();
-
-    for service in &services {
+    for service in world.visible_services(client.namespace) {
         let rules = applied(world, client, service);
         for port in &service.ports {
             for (cluster, endpoints) in cluster::outbound(world, Side::Sidecar, service, port, rules.as_ref()) {
@@ -51,10 +72,7 @@ pub fn build(world: &World, client: Client<'_>) -> ProxySnapshot {
     ] {
         out.clusters.insert(cluster.name.clone(), Arc::new(cluster));
     }
-
-    let tables = Tables::new(world, client, &services);
     for port in &wildcard.http {
-        out.routes.insert(port.to_string(), Arc::new(tables.port_table(*port)));
         let listener = wildcard_http(mesh, *port);
         out.listeners.insert(listener.name.clone(), Arc::new(listener));
     }
@@ -65,12 +83,27 @@ pub fn build(world: &World, client: Client<'_>) -> ProxySnapshot {
             out.listeners.insert(listener.name.clone(), Arc::new(listener));
         }
     }
-    for (service, port) in wildcard.sniffed {
-        let table = tables.single_table(&service, port);
-        out.routes.insert(table.name.clone(), Arc::new(table));
-    }
     let capture = virtual_outbound(mesh);
     out.listeners.insert(capture.name.clone(), Arc::new(capture));
+    Common {
+        snapshot: out,
+        http: wildcard.http,
+        sniffed: wildcard.sniffed,
+    }
+}
+
+/// Adds the route tables of clients in a namespace.
+pub fn with_routes(world: &World, client: Client<'_>, common: &Common) -> ProxySnapshot {
+    let mut out = common.snapshot.clone();
+    let services: Vec<&Arc<Service>> = world.visible_services(client.namespace).collect();
+    let tables = Tables::new(world, client, &services);
+    for port in &common.http {
+        out.routes.insert(port.to_string(), Arc::new(tables.port_table(*port)));
+    }
+    for (service, port) in &common.sniffed {
+        let table = tables.single_table(service, *port);
+        out.routes.insert(table.name.clone(), Arc::new(table));
+    }
     out
 }
 

@@ -667,6 +667,20 @@ impl World {
         self.namespaces.get(namespace).map_or(&[], |n| &n.sidecars)
     }
 
+    /// Whether all namespaces see the same services and DestinationRules: every host has one service, and nothing is
+    /// exported to some namespaces only.
+    pub fn all_exported(&self) -> bool {
+        let services = self
+            .hosts
+            .values()
+            .all(|list| list.len() == 1 && list.iter().all(|s| s.export_to == service::ExportTo::All));
+        services
+            && self.namespaces.values().flat_map(|n| &n.rules).all(|rule| {
+                let values = rule.spec.export_to.iter().map(String::as_str);
+                service::ExportTo::parse(values, &rule.meta.namespace) == service::ExportTo::All
+            })
+    }
+
     /// Whether a ServiceEntry of this name gives any host.
     pub fn service_entry_exists(&self, namespace: &str, name: &str) -> bool {
         self.namespaces
