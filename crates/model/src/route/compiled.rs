@@ -225,12 +225,10 @@ impl Ready {
 
 fn header_holds(matches: &HeaderMatch, regex: Option<&Regex>, request: &dyn RouteRequest) -> bool {
     let values = request.header(&matches.name);
-    let found = match (&matches.value, values.as_slice()) {
-        (_, []) => false,
-        (None, _) => true,
-        (Some(value), [one]) => holds(value, regex, one),
-        // Routes see several values as one list, unlike authorization, which tests each.
-        (Some(value), many) => holds(value, regex, &many.join(",")),
+    let found = match &matches.value {
+        None => !values.is_empty(),
+        // Each of several values is tested alone, as in authorization (seen on Envoy 1.40).
+        Some(value) => values.iter().any(|text| holds(value, regex, text)),
     };
     found != matches.invert
 }

@@ -119,7 +119,7 @@ fn the_first_route_that_matches() {
         route("regex", path(PathMatch::Regex("/r/[0-9]+".into()))),
         route("broken", path(PathMatch::Regex("(".into()))),
         route("header", with_header(Some(StringMatch::Exact("1".into())), false)),
-        route("joined", with_header(Some(StringMatch::Exact("1,2".into())), false)),
+        route("two", with_header(Some(StringMatch::Exact("2".into())), false)),
         route("present", with_header(None, false)),
         route("not 3", with_header(Some(StringMatch::Exact("3".into())), true)),
         route(
@@ -155,7 +155,8 @@ fn the_first_route_that_matches() {
     }
     for (headers, expected) in [
         (vec![("x-v", "1")], "header"),
-        (vec![("x-v", "1"), ("x-v", "2")], "joined"),
+        (vec![("x-v", "9"), ("x-v", "2")], "two"),
+        (vec![("x-v", "1,2")], "present"),
         (vec![("x-v", "3")], "present"),
     ] {
         let request = Request { headers, ..at("/h") };

@@ -1,11 +1,13 @@
-//! A real Envoy, fed by our ADS server: it must accept what `encode` writes, and decide as our engine does.
+//! A real Envoy, fed by our ADS server: it must accept what `encode` writes, and decide and route as our model does.
+
+mod launch;
+mod routes;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::IpAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mantlet_model::authz::{
@@ -23,41 +25,20 @@ use mantlet_model::secret::{KeyBytes, Secret, SecretValue};
 use mantlet_model::tls::{ClientTls, SanMatch, ServerTls, TlsVersion};
 use mantlet_model::{Listener, ProxySnapshot};
 use mantlet_testkit::ca::TestCa;
-use mantlet_testkit::process::ChildGuard;
-use mantlet_testkit::programs::{envoy, program};
-use mantlet_xds::ads::{Backend, Hello, Session, service};
+use mantlet_testkit::programs::program;
 use mantlet_xds::server::StreamEvent;
 use mantlet_xds::{Dialect, Options, ResourceSet, ResourceType};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tonic::Status;
+
+use launch::{Running, ports};
 
 /// HS256 over `{"iss":"issuer","sub":"user","aud":["a","b"],"scope":"read write","nested":{"role":["admin",2]},"n":7}`.
 const TOKEN: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6ImsiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJpc3N1ZXIiLCJzdWIiOiJ1c2VyIiwiYXVkIjpbImEiLCJiIl0sInNjb3BlIjoicmVhZCB3cml0ZSIsIm5lc3RlZCI6eyJyb2xlIjpbImFkbWluIiwyXX0sIm4iOjd9.DdzgVG94AvKDwmfMn8xiE5gP77UNzQozOcDWSiHwiwE";
 const JWKS: &str =
     r#"{"keys":[{"kty":"oct","alg":"HS256","kid":"k","k":"bWFudGxldC10ZXN0LWtleS1tYW50bGV0LXRlc3Qta2V5"}]}"#;
-
-struct Source {
-    resources: watch::Receiver<Arc<ResourceSet>>,
-    events: mpsc::UnboundedSender<StreamEvent>,
-    hellos: Mutex<Vec<(String, bool)>>,
-}
-
-#[tonic::async_trait]
-impl Backend for Source {
-    async fn connect(&self, hello: Hello) -> Result<Session, Status> {
-        self.hellos.lock().unwrap().push((hello.node.id, hello.delta));
-        let events = self.events.clone();
-        Ok(Session {
-            resources: self.resources.clone(),
-            observer: Box::new(move |event| drop(events.send(event))),
-            identifier: "mantletd-test".into(),
-        })
-    }
-}
 
 /// One request, as sent by curl and as the engine sees it.
 #[derive(Clone, Debug)]
@@ -530,52 +511,6 @@ fn outbound(snapshot: &mut ProxySnapshot, port: u16) {
     snapshot.listeners.insert(outbound.name.clone(), Arc::new(outbound));
 }
 
-/// Ports that are free, from below the range that the kernel gives to clients, so that none of them is taken before
-/// Envoy binds it.
-fn ports(count: usize) -> Vec<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 10_000) as u16;
-    let mut out = Vec::new();
-    while out.len() < count {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        assert!(step < 10_000, "no free ports");
-        let port = 12_000 + (start + step) % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            out.push(port);
-        }
-    }
-    out
-}
-
-fn bootstrap(ads: SocketAddr, delta: bool) -> String {
-    let kind = if delta { "DELTA_GRPC" } else { "GRPC" };
-    format!(
-        r#"
-node: {{ id: "sidecar~127.0.0.1~test.default~default.svc.cluster.local", cluster: test }}
-dynamic_resources:
-  ads_config:
-    api_type: {kind}
-    transport_api_version: V3
-    grpc_services: [ {{ envoy_grpc: {{ cluster_name: xds }} }} ]
-  lds_config: {{ ads: {{}}, resource_api_version: V3 }}
-  cds_config: {{ ads: {{}}, resource_api_version: V3 }}
-static_resources:
-  clusters:
-  - name: xds
-    type: STATIC
-    connect_timeout: 5s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{ http2_protocol_options: {{}} }}
-    load_assignment:
-      cluster_name: xds
-      endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }} }} }} ] }} ]
-"#,
-        port = ads.port()
-    )
-}
-
 /// Status code of a request; `Err` is curl's exit status.
 fn send(request: &Request, port: u16, certificates: &Path) -> Result<u16, i32> {
     let mut curl = Command::new(program("curl"));
@@ -667,48 +602,8 @@ async fn run(delta: bool, listeners: usize, requests: usize) {
     let secrets: Vec<_> = secrets.into_iter().map(Arc::new).collect();
     let set = ResourceSet::new(&snapshot, secrets.clone(), &options, None);
 
-    let (resources_tx, resources) = watch::channel(Arc::new(set));
-    let (events_tx, mut events) = mpsc::unbounded_channel();
-    let source = Arc::new(Source {
-        resources,
-        events: events_tx,
-        hellos: Mutex::default(),
-    });
-    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let server = tonic::transport::Server::builder().add_service(service(source.clone()));
-    let server = tokio::spawn(server.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(socket)));
-
-    let config = dir.path().join("envoy.yaml");
-    fs::write(&config, bootstrap(address, delta)).unwrap();
-    let stderr = dir.path().join("envoy.log");
-    let child = Command::new(envoy())
-        .arg("-c")
-        .arg(&config)
-        .args(["--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"])
-        .stdout(Stdio::null())
-        .stderr(fs::File::create(&stderr).unwrap())
-        .spawn()
-        .unwrap();
-    let mut child = ChildGuard::new(child);
-
-    // Everything is accepted: each type, and all secrets.
-    let mut acked = std::collections::BTreeSet::new();
-    while acked.len() < ResourceType::ALL.len() {
-        let event = match timeout(Duration::from_secs(30), events.recv()).await {
-            Ok(Some(event)) => event,
-            _ => panic!(
-                "only {acked:?} acknowledged; Envoy says: {}",
-                fs::read_to_string(&stderr).unwrap()
-            ),
-        };
-        match event {
-            StreamEvent::Acked { kind, .. } => drop(acked.insert(kind)),
-            StreamEvent::Nacked { kind, message, .. } => panic!("Envoy refused {kind}: {message}"),
-            _ => {}
-        }
-    }
-    assert_eq!(source.hellos.lock().unwrap()[0].1, delta);
+    let mut running = Running::start(dir.path(), set, delta).await;
+    running.all_accepted(&ResourceType::ALL).await;
 
     let mut runner = TestRunner::deterministic();
     let mut count = [0, 0];
@@ -757,9 +652,13 @@ async fn run(delta: bool, listeners: usize, requests: usize) {
     let changed = listener("l1".into(), ports[1], vec![], &log(1));
     snapshot.listeners.insert("l1".into(), Arc::new(changed));
     let next = ResourceSet::new(&snapshot, secrets, &options, None);
-    resources_tx.send(Arc::new(next)).unwrap();
+    running.resources.send(Arc::new(next)).unwrap();
     loop {
-        match timeout(Duration::from_secs(20), events.recv()).await.unwrap().unwrap() {
+        match timeout(Duration::from_secs(20), running.events.recv())
+            .await
+            .unwrap()
+            .unwrap()
+        {
             StreamEvent::Acked {
                 kind: ResourceType::Listener,
                 ..
@@ -785,9 +684,7 @@ async fn run(delta: bool, listeners: usize, requests: usize) {
     .await;
 
     // Envoy writes its logs out when it ends.
-    child.signal(nix::sys::signal::Signal::SIGTERM);
-    assert!(child.wait(Duration::from_secs(20)).is_some());
-    server.abort();
+    running.stop();
     for (index, expected) in details.iter().enumerate().skip(2) {
         let written = fs::read_to_string(log(index)).unwrap();
         // A rule that mixes both sides is several policies for Envoy: `id#1` is the second one of `id`.
