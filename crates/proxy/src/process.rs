@@ -22,6 +22,7 @@ use crate::worker::{DestinationOf, Phase, Shared, Tuning};
 /// # Errors
 /// When it cannot start.
 pub fn run(settings: Settings, log: LogHandle) -> std::io::Result<()> {
+    mantlet_net::memory::keep_freed();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(settings, log))
 }

@@ -56,6 +56,15 @@ impl SecretSet {
         }
     }
 
+    /// Whether the mounted roots have changed so that they no longer hold what the own certificate was issued under: peers
+    /// that follow the file will refuse it.
+    pub fn issuer_left(&self) -> bool {
+        match (&self.issued_roots, &self.mounted_roots) {
+            (Some(issued), Some(mounted)) => !issued.is_subset_of(mounted),
+            _ => false,
+        }
+    }
+
     fn bundle(&self, name: &str) -> Result<TrustBundle, SecretError> {
         let found = if name == SECRET_ROOT {
             self.mesh_roots()

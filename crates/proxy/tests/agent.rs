@@ -239,3 +239,33 @@ async fn a_wrong_token_or_a_foreign_control_plane_leaves_the_proxy_unready_and_a
         keep.abort();
     }
 }
+
+#[tokio::test]
+async fn new_trust_anchors_are_followed_without_a_restart() {
+    let app = EchoServer::start().await;
+    let out = outbound(app.address());
+    let agent = Agent::start(&out.snapshot(), 3600, 0.5).await;
+    agent.ready().await;
+    let issued = agent.control.issued.load(Ordering::SeqCst);
+    let added = TestCa::new("cluster.local");
+    let root = agent.directory.path().join("root.pem");
+    // Both roots: nothing to renew, both are trusted.
+    std::fs::write(&root, format!("{}{}", agent.control.ca.root_pem(), added.root_pem())).unwrap();
+    eventually("both roots are trusted", Duration::from_secs(10), || async {
+        match agent
+            .proxy
+            .shared
+            .secrets
+            .load()
+            .mesh_roots()
+            .unwrap()
+            .certificates()
+            .len()
+        {
+            2 => Ok(()),
+            n => Err(n),
+        }
+    })
+    .await;
+    assert_eq!(agent.control.issued.load(Ordering::SeqCst), issued);
+}

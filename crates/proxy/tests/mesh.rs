@@ -333,3 +333,49 @@ async fn faults_have_envoys_texts() {
     let nul = curl(&["-H", "Host: web", &format!("{url}a%00b")]).await;
     assert_eq!(nul.status, 400);
 }
+
+#[tokio::test]
+async fn the_access_log_follows_the_mesh_configuration() {
+    let app = EchoServer::start().await;
+    let mesh = Mesh::new(app.address(), Port::Http, Mode::Strict).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("access.log");
+    let mut snapshot = mesh.inbound.snapshot();
+    let fields = [
+        ("code", "%RESPONSE_CODE%"),
+        ("who", "%DOWNSTREAM_PEER_URI_SAN%"),
+        ("what", "%REQ(:METHOD)% %REQ(:PATH)% %REQ(X-COLOUR)%"),
+        ("sni", "%REQUESTED_SERVER_NAME%"),
+        ("failure", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+    ];
+    let log = mantlet_model::listener::AccessLog {
+        path: file.display().to_string(),
+        format: String::new(),
+        json: fields.map(|(a, b)| (a.to_string(), b.to_string())).into(),
+    };
+    for listener in snapshot.listeners.values_mut() {
+        for chain in &mut std::sync::Arc::make_mut(listener).chains {
+            if let mantlet_model::listener::Filters::Http(http) = &mut chain.filters {
+                http.access_log = Some(log.clone());
+            }
+        }
+    }
+    mesh.server.apply(snapshot).await;
+    let url = format!("http://{}/path?q", mesh.entry());
+    assert_eq!(
+        curl(&["-H", "Host: web", "-H", "x-colour: red", &url]).await.status,
+        200
+    );
+    let line = mantlet_testkit::eventually("the line is written", std::time::Duration::from_secs(5), || async {
+        std::fs::read_to_string(&file)
+            .map_err(|e| e.to_string())
+            .and_then(|t| if t.is_empty() { Err(t) } else { Ok(t) })
+    })
+    .await;
+    assert_eq!(
+        line,
+        format!(
+            "{{\"code\":200,\"who\":\"{CLIENT_SA}\",\"what\":\"GET /path?q red\",\"sni\":\"outbound_.80_._.web.default.svc.cluster.local\",\"failure\":null}}\n"
+        )
+    );
+}

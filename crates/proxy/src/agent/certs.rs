@@ -12,6 +12,7 @@ use mantlet_runtime::{Backoff, ReadyTask};
 use mantlet_xds::istio_ca::IstioCertificateRequest;
 use mantlet_xds::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::control_plane;
 use crate::secrets::Secrets;
@@ -52,7 +53,13 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
                 }
                 let wait = (renew - received).try_into().unwrap_or(Duration::ZERO);
                 // A certificate that is renewed at once, forever, would be a storm.
-                tokio::time::sleep(wait.max(Duration::from_millis(200))).await;
+                let until = Instant::now() + wait.max(Duration::from_millis(200));
+                tokio::select! {
+                    () = tokio::time::sleep_until(until) => {}
+                    () = issuer_leaves(secrets) => {
+                        tracing::info!(target: "certs", "the trust anchors have changed: renewing");
+                    }
+                }
             }
             Err(problem) => {
                 let wait = backoff.next_wait();
@@ -61,6 +68,21 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
             }
         }
     }
+}
+
+/// Returns when the mounted trust anchors change to ones without the issuer of the own certificate.
+async fn issuer_leaves(secrets: &Secrets) {
+    let mut changed = secrets.subscribe();
+    // An authority that still issues under the former root is not asked again and again: only a change counts.
+    let mut before = secrets.load().issuer_left();
+    while changed.changed().await.is_ok() {
+        let now = secrets.load().issuer_left();
+        if now && !before {
+            return;
+        }
+        before = now;
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn fetch(settings: &Settings, secrets: &Secrets) -> Result<TlsIdentity, String> {

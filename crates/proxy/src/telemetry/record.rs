@@ -358,7 +358,15 @@ impl Account {
             route: &log.route,
             ..Line::default()
         };
-        self.downstream.worker.telemetry.log.line(&file.path, &line.render());
+        let subject = format::Subject {
+            line: &line,
+            request: log.request.as_ref(),
+            response: log.response.as_ref(),
+            peer_uri: first_uri(&self.downstream),
+            own_uri: self.downstream.own_uri.as_deref().unwrap_or_default(),
+        };
+        let text = render(file, &subject);
+        self.downstream.worker.telemetry.log.line(&file.path, &text);
     }
 }
 
