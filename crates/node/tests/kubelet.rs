@@ -706,7 +706,8 @@ async fn exec_and_logs(context: Context) {
     cluster.create("e", json!({"containers": [
         {"name": "c", "image": "x", "command": ["sh", "-c", "for i in 1 2 3; do echo line $i; done; exec sleep infinity"]},
         {"name": "cat", "image": "x", "stdin": true, "command": ["cat"]},
-        {"name": "web", "image": "x", "command": ["python3", "-m", "http.server", "--bind", "127.0.0.1", "9000"]},
+        {"name": "web", "image": "x", "command": ["python3", "-m", "http.server", "--bind", "127.0.0.1", "9000"],
+            "readinessProbe": {"exec": {"command": ["curl", "-sf", "http://127.0.0.1:9000/etc/hostname"]}, "periodSeconds": 1}},
     ]})).await;
     cluster.ready("e").await;
     let (status, text) = cluster.exec("e", "c", &["sh", "-c", "echo out; exit 7"]).await;
@@ -840,7 +841,8 @@ async fn real_kubectl(context: Context) {
     let cluster = Cluster::start(&context).await;
     cluster.create("k", json!({"containers": [
         {"name": "c", "image": "x", "command": ["sleep", "infinity"]},
-        {"name": "web", "image": "x", "command": ["python3", "-m", "http.server", "--bind", "127.0.0.1", "9000"]},
+        {"name": "web", "image": "x", "command": ["python3", "-m", "http.server", "--bind", "127.0.0.1", "9000"],
+            "readinessProbe": {"exec": {"command": ["curl", "-sf", "http://127.0.0.1:9000/etc/hostname"]}, "periodSeconds": 1}},
     ]})).await;
     cluster.ready("k").await;
     let command = |program: &str, args: &[&str]| {

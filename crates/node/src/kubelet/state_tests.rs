@@ -131,5 +131,8 @@ fn a_sidecar_that_ends_after_the_containers_does_not_take_the_result_back() {
     state.containers[0].phase = ended(143);
     state.containers[0].started = false;
     assert_eq!(state.phase("Never"), "Succeeded");
-    assert_eq!(condition(&state.status(&pod, "Never", "h", NOW), "Initialized")["status"], "True");
+    assert_eq!(
+        condition(&state.status(&pod, "Never", "h", NOW), "Initialized")["status"],
+        "True"
+    );
 }
