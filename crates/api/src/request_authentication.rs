@@ -123,9 +123,10 @@ pub(crate) fn validate(spec: &RequestAuthentication, _raw: &Value) -> Vec<Diagno
             error("audiences", "audience must be non-empty string".into());
         }
         if !rule.jwks_uri.is_empty()
-            && let Err(message) = jwks_uri(&rule.jwks_uri) {
-                error("jwksUri", message);
-            }
+            && let Err(message) = jwks_uri(&rule.jwks_uri)
+        {
+            error("jwksUri", message);
+        }
         if !rule.jwks.is_empty() {
             match jwks_keys(&rule.jwks) {
                 Err(message) => error("jwks", format!("jwks parse error: {message}")),
@@ -193,9 +194,10 @@ fn jwks_uri(uri: &str) -> Result<(), String> {
     let host_port = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let after_v6 = host_port.rsplit_once(']').map_or(host_port, |(_, tail)| tail);
     if let Some((_, port)) = after_v6.rsplit_once(':')
-        && port.parse::<u16>().is_err() {
-            return Err(format!("port number in {uri:?} must be numeric and at most 65535"));
-        }
+        && port.parse::<u16>().is_err()
+    {
+        return Err(format!("port number in {uri:?} must be numeric and at most 65535"));
+    }
     if host_port.is_empty() {
         return Err(format!("URI {uri:?} has no host"));
     }

@@ -557,21 +557,24 @@ fn http_route(route: &HttpRoute, path: &str, is_delegate: bool, findings: &mut V
         error(findings, "", "HTTP route, redirect or direct_response is required");
     }
     if let Some(redirect) = &route.redirect
-        && redirect.redirect_code != 0 && ![301, 302, 303, 307, 308].contains(&redirect.redirect_code) {
-            error(
-                findings,
-                ".redirect.redirectCode",
-                &format!("{} is not a valid redirect code", redirect.redirect_code),
-            );
-        }
+        && redirect.redirect_code != 0
+        && ![301, 302, 303, 307, 308].contains(&redirect.redirect_code)
+    {
+        error(
+            findings,
+            ".redirect.redirectCode",
+            &format!("{} is not a valid redirect code", redirect.redirect_code),
+        );
+    }
     if let Some(direct) = &route.direct_response
-        && !(200..600).contains(&direct.status) {
-            error(
-                findings,
-                ".directResponse.status",
-                &format!("HTTP status {} must be in range 200 to 599", direct.status),
-            );
-        }
+        && !(200..600).contains(&direct.status)
+    {
+        error(
+            findings,
+            ".directResponse.status",
+            &format!("HTTP status {} must be in range 200 to 599", direct.status),
+        );
+    }
     for (i, m) in route.r#match.iter().enumerate() {
         for (field, value) in [
             ("uri", &m.uri),
@@ -663,12 +666,13 @@ fn destination(destination: Option<&Destination>, path: &str, findings: &mut Vec
         ));
     }
     if let Some(port) = &destination.port
-        && !(1..=65535).contains(&port.number) {
-            findings.push(Diagnostic::error(
-                format!("{path}.port"),
-                format!("port number {} must be in the range 1..65535", port.number),
-            ));
-        }
+        && !(1..=65535).contains(&port.number)
+    {
+        findings.push(Diagnostic::error(
+            format!("{path}.port"),
+            format!("port number {} must be in the range 1..65535", port.number),
+        ));
+    }
 }
 
 fn weights(weights: impl Iterator<Item = i32>, path: &str, findings: &mut Vec<Diagnostic>) {
@@ -695,12 +699,13 @@ fn string_match(value: &StringMatch, path: &str, findings: &mut Vec<Diagnostic>)
         findings.push(Diagnostic::error(path, "only one of exact, prefix, regex can be set"));
     }
     if let Some(pattern) = &value.regex
-        && let Err(e) = regex::Regex::new(pattern) {
-            let reason = e.to_string();
-            let last = reason.lines().last().unwrap_or_default();
-            findings.push(Diagnostic::error(
-                path,
-                format!("{pattern:?} is not a valid RE2 regex: {last}"),
-            ));
-        }
+        && let Err(e) = regex::Regex::new(pattern)
+    {
+        let reason = e.to_string();
+        let last = reason.lines().last().unwrap_or_default();
+        findings.push(Diagnostic::error(
+            path,
+            format!("{pattern:?} is not a valid RE2 regex: {last}"),
+        ));
+    }
 }

@@ -134,14 +134,13 @@ impl Applier {
         let name = name_of(object);
         let api = api_for(&self.client, object);
         let mut object = object.clone();
-        if kind.ends_with("WebhookConfiguration") {
-            if let Some(existing) = api
+        if kind.ends_with("WebhookConfiguration")
+            && let Some(existing) = api
                 .get_opt(name)
                 .await
                 .with_context(|| format!("reading {kind} {name}"))?
-            {
-                keep_runtime_fields(&mut object, &existing.data);
-            }
+        {
+            keep_runtime_fields(&mut object, &existing.data);
         }
         let params = PatchParams::apply(FIELD_MANAGER).force();
         match api.patch(name, &params, &Patch::Apply(&object)).await {

@@ -10,7 +10,7 @@ use super::Outcome;
 
 /// Arguments of `kube-inject`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct KubeInjectArgs {
+pub(crate) struct KubeInjectArgs {
     /// Input Kubernetes resource filename; `-` is stdin
     #[arg(short = 'f', long, required = true)]
     pub filename: String,

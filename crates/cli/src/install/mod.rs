@@ -18,16 +18,16 @@ use std::io::{BufRead, Write};
 use anyhow::{Context, Result, bail};
 use mantlet_api::yaml;
 
-pub use kube_inject::KubeInjectArgs;
-pub use uninstall::UninstallArgs;
-pub use version::VersionArgs;
+pub(crate) use kube_inject::KubeInjectArgs;
+pub(crate) use uninstall::UninstallArgs;
+pub(crate) use version::VersionArgs;
 
 /// Field manager of everything the installer applies.
 pub(crate) const FIELD_MANAGER: &str = "istio-operator";
 
 /// What to install; shared by `install`, `manifest generate` and `uninstall`.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Source {
+pub(crate) struct Source {
     /// Path to a file containing an IstioOperator custom resource; repeatable, later files win
     #[arg(short = 'f', long = "filename")]
     pub filename: Vec<String>,
@@ -47,7 +47,7 @@ pub struct Source {
 
 /// Arguments of `install`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct InstallArgs {
+pub(crate) struct InstallArgs {
     /// What to install.
     #[command(flatten)]
     pub source: Source,
@@ -73,7 +73,7 @@ pub struct InstallArgs {
 
 /// Arguments of `manifest`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct ManifestArgs {
+pub(crate) struct ManifestArgs {
     /// What to do.
     #[command(subcommand)]
     pub command: ManifestCommand,
@@ -81,14 +81,14 @@ pub struct ManifestArgs {
 
 /// Subcommands of `manifest`.
 #[derive(Debug, Clone, clap::Subcommand)]
-pub enum ManifestCommand {
+pub(crate) enum ManifestCommand {
     /// Generate an install manifest, fit for `kubectl apply -f -`
     Generate(GenerateArgs),
 }
 
 /// Arguments of `manifest generate`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct GenerateArgs {
+pub(crate) struct GenerateArgs {
     /// What to generate.
     #[command(flatten)]
     pub source: Source,
@@ -99,7 +99,7 @@ pub struct GenerateArgs {
 
 /// What a command leaves: a text for stdout and an exit code.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// For stdout.
     pub text: String,
     /// Exit code.
@@ -110,7 +110,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// Unknown profile, file or field; values that do not fit.
-pub fn run_manifest(args: &ManifestArgs) -> Result<Outcome> {
+pub(crate) fn run_manifest(args: &ManifestArgs) -> Result<Outcome> {
     let ManifestCommand::Generate(args) = &args.command;
     let spec = spec::Spec::resolve(&args.source)?;
     for warning in &spec.warnings {
@@ -142,7 +142,11 @@ pub fn run_manifest(args: &ManifestArgs) -> Result<Outcome> {
 ///
 /// # Errors
 /// Bad settings, no cluster, an object the API server refuses, or components that do not get ready in time.
-pub async fn run_install(args: &InstallArgs, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<Outcome> {
+pub(crate) async fn run_install(
+    args: &InstallArgs,
+    input: &mut dyn BufRead,
+    output: &mut dyn Write,
+) -> Result<Outcome> {
     let spec = spec::Spec::resolve(&args.source)?;
     for warning in &spec.warnings {
         writeln!(output, "! {warning}")?;
@@ -194,7 +198,11 @@ pub async fn run_install(args: &InstallArgs, input: &mut dyn BufRead, output: &m
 ///
 /// # Errors
 /// No cluster, nothing said about what to remove, or an object that cannot be deleted.
-pub async fn run_uninstall(args: &UninstallArgs, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<Outcome> {
+pub(crate) async fn run_uninstall(
+    args: &UninstallArgs,
+    input: &mut dyn BufRead,
+    output: &mut dyn Write,
+) -> Result<Outcome> {
     uninstall::run(args, input, output).await
 }
 
@@ -202,7 +210,7 @@ pub async fn run_uninstall(args: &UninstallArgs, input: &mut dyn BufRead, output
 ///
 /// # Errors
 /// A cluster that cannot be asked (with `--remote`).
-pub async fn run_version(args: &VersionArgs) -> Result<Outcome> {
+pub(crate) async fn run_version(args: &VersionArgs) -> Result<Outcome> {
     version::run(args).await
 }
 
@@ -210,7 +218,7 @@ pub async fn run_version(args: &VersionArgs) -> Result<Outcome> {
 ///
 /// # Errors
 /// A file that cannot be read, a configuration that does not decode, or a pod that is refused.
-pub async fn run_kube_inject(args: &KubeInjectArgs) -> Result<Outcome> {
+pub(crate) async fn run_kube_inject(args: &KubeInjectArgs) -> Result<Outcome> {
     kube_inject::run(args).await
 }
 
@@ -218,7 +226,7 @@ pub async fn run_kube_inject(args: &KubeInjectArgs) -> Result<Outcome> {
 ///
 /// # Errors
 /// The future's own.
-pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

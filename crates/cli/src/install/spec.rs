@@ -177,10 +177,10 @@ impl Spec {
         }
         // Top-level hub and tag are the global ones; values win.
         for key in ["hub", "tag"] {
-            if let Some(value) = text(key) {
-                if raw_values.pointer(&format!("/global/{key}")).is_none() {
-                    raw_values["global"][key] = json!(value);
-                }
+            if let Some(value) = text(key)
+                && raw_values.pointer(&format!("/global/{key}")).is_none()
+            {
+                raw_values["global"][key] = json!(value);
             }
         }
         let revision =
@@ -245,7 +245,11 @@ impl Spec {
                     .and_then(Value::as_str)
                     .filter(|n| !n.is_empty())
                     .unwrap_or(&namespace);
-                let labels = item.get("label").and_then(Value::as_object).cloned().unwrap_or_default();
+                let labels = item
+                    .get("label")
+                    .and_then(Value::as_object)
+                    .cloned()
+                    .unwrap_or_default();
                 if let Some((key, _)) = labels.iter().find(|(_, value)| !value.is_string()) {
                     bail!("components.{list}[{i}].label.{key} must be a string; put it in quotes");
                 }
@@ -321,7 +325,7 @@ fn read_file(path: &str) -> Result<Value> {
     } else {
         std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?
     };
-    let document = yaml::read_one(&text).with_context(|| format!("{path}"))?;
+    let document = yaml::read_one(&text).with_context(|| path.to_string())?;
     let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
     let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
     if kind != "IstioOperator" || version != "install.istio.io/v1alpha1" {
@@ -331,10 +335,10 @@ fn read_file(path: &str) -> Result<Value> {
     if !spec.is_object() {
         bail!("{path}: spec must be an object");
     }
-    if spec.get("revision").is_none() {
-        if let Some(revision) = document.pointer("/metadata/labels/istio.io~1rev") {
-            spec["revision"] = revision.clone();
-        }
+    if spec.get("revision").is_none()
+        && let Some(revision) = document.pointer("/metadata/labels/istio.io~1rev")
+    {
+        spec["revision"] = revision.clone();
     }
     Ok(spec)
 }

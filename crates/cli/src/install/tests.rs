@@ -8,6 +8,8 @@ use super::objects::{self, Group};
 use super::spec::Spec;
 use super::*;
 
+mod cluster;
+
 fn source(set: &[&str]) -> Source {
     Source {
         set: set.iter().map(|s| (*s).to_string()).collect(),

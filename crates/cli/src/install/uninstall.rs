@@ -16,7 +16,7 @@ use super::{Outcome, Source, apply, confirm};
 
 /// Arguments of `uninstall`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct UninstallArgs {
+pub(crate) struct UninstallArgs {
     /// Which installation.
     #[command(flatten)]
     pub source: Source,
@@ -46,6 +46,16 @@ pub(super) async fn run(args: &UninstallArgs, input: &mut dyn BufRead, output: &
     }
     let client = super::client(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
     apply::check_server(&client).await?;
+    run_on(&client, args, input, output).await
+}
+
+/// As [`run`], on a given cluster.
+pub(super) async fn run_on(
+    client: &kube::Client,
+    args: &UninstallArgs,
+    input: &mut dyn BufRead,
+    output: &mut dyn Write,
+) -> Result<Outcome> {
     let selector = if args.purge {
         "operator.istio.io/managed=Reconcile".to_string()
     } else {
@@ -55,7 +65,7 @@ pub(super) async fn run(args: &UninstallArgs, input: &mut dyn BufRead, output: &
             spec.revision_label()
         )
     };
-    let found = apply::find(&client, &selector).await?;
+    let found = apply::find(client, &selector).await?;
     if found.is_empty() && !args.purge {
         return Ok(Outcome {
             text: format!("Nothing to uninstall: no objects with labels {selector}\n"),
@@ -87,7 +97,7 @@ pub(super) async fn run(args: &UninstallArgs, input: &mut dyn BufRead, output: &
         });
     }
     for object in &found {
-        object.delete(&client).await?;
+        object.delete(client).await?;
         writeln!(
             output,
             "  Removed {}:{}:{}.",
@@ -98,7 +108,7 @@ pub(super) async fn run(args: &UninstallArgs, input: &mut dyn BufRead, output: &
         output.flush()?;
     }
     if args.purge {
-        purge(&client, &found.iter().map(apply::Found::namespace).collect(), output).await?;
+        purge(client, &found.iter().map(apply::Found::namespace).collect(), output).await?;
     }
     Ok(Outcome {
         text: "✔ Uninstall complete\n".into(),

@@ -12,7 +12,7 @@ use crate::inspect::Output;
 
 /// Arguments of `version`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct VersionArgs {
+pub(crate) struct VersionArgs {
     /// Also ask the cluster
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub remote: bool,
