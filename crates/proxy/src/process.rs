@@ -66,6 +66,7 @@ async fn serve(settings: Settings, log: LogHandle) -> std::io::Result<()> {
         // A worker returns as soon as it sees the phase.
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
+    shared.telemetry.log.finish(Duration::from_secs(1));
     tracing::info!(target: "agent", "end");
     Ok(())
 }

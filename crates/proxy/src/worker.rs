@@ -301,6 +301,7 @@ impl Worker {
                     let now = *phase.borrow_and_update();
                     worker.phase.set(now);
                     if now == Phase::Stopping {
+                        worker.telemetry.log.flush();
                         return;
                     }
                     worker.notify();

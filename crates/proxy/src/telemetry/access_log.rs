@@ -15,9 +15,11 @@ const QUEUE: usize = 256;
 const BATCH: usize = 16 * 1024;
 const DELAY: Duration = Duration::from_millis(50);
 
-struct Batch {
-    path: Arc<str>,
-    bytes: Vec<u8>,
+enum Message {
+    /// Lines for a file.
+    Batch { path: Arc<str>, bytes: Vec<u8> },
+    /// Everything before this has been written.
+    Done(SyncSender<()>),
 }
 
 /// Waiting lines by path.
@@ -26,7 +28,7 @@ type Lines = Vec<(Arc<str>, Vec<u8>)>;
 /// The writing thread's queue.
 #[derive(Clone)]
 pub struct LogWriter {
-    queue: SyncSender<Batch>,
+    queue: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -51,33 +53,48 @@ impl LogWriter {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Waits until everything handed over so far is written, at most `limit`; for the end of the process.
+    pub fn finish(&self, limit: Duration) {
+        let (done, written) = sync_channel(1);
+        if self.queue.send(Message::Done(done)).is_ok() {
+            let _ = written.recv_timeout(limit);
+        }
+    }
+
     fn send(&self, path: Arc<str>, bytes: Vec<u8>) {
-        if self.queue.try_send(Batch { path, bytes }).is_err() {
+        if self.queue.try_send(Message::Batch { path, bytes }).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-fn write(batches: &Receiver<Batch>) {
+fn write(messages: &Receiver<Message>) {
     let mut files: std::collections::HashMap<Arc<str>, std::fs::File> = std::collections::HashMap::new();
-    while let Ok(batch) = batches.recv() {
-        let result = match &*batch.path {
+    while let Ok(message) = messages.recv() {
+        let (path, bytes) = match message {
+            Message::Batch { path, bytes } => (path, bytes),
+            Message::Done(done) => {
+                let _ = done.send(());
+                continue;
+            }
+        };
+        let result = match &*path {
             "/dev/stdout" => std::io::stdout()
-                .write_all(&batch.bytes)
+                .write_all(&bytes)
                 .and_then(|()| std::io::stdout().flush()),
-            "/dev/stderr" => std::io::stderr().write_all(&batch.bytes),
-            path => match files.entry(batch.path.clone()) {
-                std::collections::hash_map::Entry::Occupied(mut file) => file.get_mut().write_all(&batch.bytes),
+            "/dev/stderr" => std::io::stderr().write_all(&bytes),
+            other => match files.entry(path.clone()) {
+                std::collections::hash_map::Entry::Occupied(mut file) => file.get_mut().write_all(&bytes),
                 std::collections::hash_map::Entry::Vacant(slot) => {
-                    match std::fs::OpenOptions::new().create(true).append(true).open(path) {
-                        Ok(file) => slot.insert(file).write_all(&batch.bytes),
+                    match std::fs::OpenOptions::new().create(true).append(true).open(other) {
+                        Ok(file) => slot.insert(file).write_all(&bytes),
                         Err(error) => Err(error),
                     }
                 }
             },
         };
         if let Err(error) = result {
-            tracing::warn!(target: "access_log", "{}: {error}", batch.path);
+            tracing::warn!(target: "access_log", "{path}: {error}");
         }
     }
 }
