@@ -7,6 +7,7 @@
 pub mod caps;
 pub mod capture;
 pub mod fdpass;
+pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
