@@ -81,25 +81,6 @@ enum Command {
         #[arg(long)]
         tail: Option<usize>,
     },
-    /// Programs that pods may run as images
-    Image {
-        #[command(flatten)]
-        which: Which,
-        #[command(subcommand)]
-        command: ImageCommand,
-    },
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum ImageCommand {
-    /// Make an image name stand for a local root file system
-    Add {
-        /// Image name as pods write it
-        image: String,
-        /// Directory that becomes the container's root
-        #[arg(long)]
-        rootfs: PathBuf,
-    },
 }
 
 /// What a command has to say.
@@ -134,10 +115,6 @@ pub fn run(args: Args) -> Result<Answer> {
         Command::Down { which, purge } => up::down(&Paths::of(&which.name)?, purge),
         Command::Status { which, json } => up::status(&Paths::of(&which.name)?, json),
         Command::Logs { which, follow, tail } => up::logs(&Paths::of(&which.name)?, follow, tail),
-        Command::Image {
-            which,
-            command: ImageCommand::Add { image, rootfs },
-        } => up::add_image(&Paths::of(&which.name)?, &image, &rootfs),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `cluster up`, `down`, `status`, `logs`, `image add`: what the command line does on the host's side.
+//! `cluster up`, `down`, `status`, `logs`: what the command line does on the host's side.
 
 use std::io::{BufRead, BufReader, Seek};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -12,7 +12,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use mantlet_net::sockopt::{ListenOptions, listen_tcp};
 
-use super::paths::{Paths, write_private};
+use super::paths::Paths;
 use super::protocol::{Progress, Start};
 use super::{Answer, broker, control, kubeconfig, pki, preflight};
 
@@ -344,25 +344,4 @@ pub(super) fn logs(paths: &Paths, follow: bool, tail: Option<usize>) -> Result<A
             .map(|line| format!("{line}\n"))
             .collect::<String>(),
     ))
-}
-
-/// Writes an entry of the image table that the node agent reads.
-pub(super) fn add_image(paths: &Paths, image: &str, rootfs: &Path) -> Result<Answer> {
-    let rootfs = std::fs::canonicalize(rootfs).with_context(|| format!("root file system {}", rootfs.display()))?;
-    if !rootfs.is_dir() {
-        bail!("{} is no directory", rootfs.display());
-    }
-    make_private_dir(&paths.dir)?;
-    let table = paths.dir.join("images.json");
-    let mut images: serde_json::Map<String, serde_json::Value> = match std::fs::read(&table) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", table.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => serde_json::Map::new(),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", table.display())),
-    };
-    images.insert(image.to_owned(), serde_json::json!({"rootfs": rootfs}));
-    write_private(&table, &serde_json::to_vec_pretty(&images)?)?;
-    Ok(Answer::ok(format!(
-        "Image {image:?} stands for {}.\n",
-        rootfs.display()
-    )))
 }
