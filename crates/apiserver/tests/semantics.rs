@@ -1002,3 +1002,238 @@ async fn foreign_certificates_are_refused() {
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&out.stdout), "401");
 }
+
+/// All places of a document, as pointers.
+fn places(value: &Value, at: String, out: &mut Vec<String>) {
+    match value {
+        Value::Object(m) => m
+            .iter()
+            .for_each(|(k, v)| places(v, format!("{at}/{}", k.replace('~', "~0").replace('/', "~1")), out)),
+        Value::Array(l) => l
+            .iter()
+            .enumerate()
+            .for_each(|(i, v)| places(v, format!("{at}/{i}"), out)),
+        _ => {}
+    }
+    out.push(at);
+}
+
+/// Whatever stands where in a document, the answer is never "the server failed". The seed is fixed, so a failure repeats.
+#[tokio::test]
+async fn mangled_documents_never_break_the_server() {
+    use rand::{Rng, SeedableRng, seq::IndexedRandom};
+    let s = Local::new().await;
+    s.created(PODS, pod("held")).await;
+    let template = json!({"metadata": {"labels": {"a": "b"}, "annotations": {"x": "y"}}, "spec": {"serviceAccountName": "default",
+        "containers": [{"name": "c", "image": "i:1", "command": ["x"], "ports": [{"containerPort": 80, "name": "http"}],
+            "env": [{"name": "A", "value": "b"}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+            "resources": {"limits": {"cpu": "1"}}, "readinessProbe": {"httpGet": {"path": "/", "port": 80}}, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        "volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}, {"configMap": {"name": "x", "items": [{"key": "a", "path": "b"}]}}]}}],
+        "tolerations": [{"key": "a"}]}});
+    let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "things.x.io"}, "spec": {"group": "x.io",
+        "scope": "Namespaced", "names": {"kind": "Thing", "plural": "things"}, "versions": [{"name": "v1", "served": true, "storage": true,
+        "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.n", "statusReplicasPath": ".status.n"}},
+        "additionalPrinterColumns": [{"name": "N", "type": "integer", "jsonPath": ".spec.n"}],
+        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": {"n": {"type": "integer", "default": 1},
+            "l": {"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "set"}}}, "status": {"type": "object", "properties": {"n": {"type": "integer"}}}}}}}]}});
+    let (code, v) = s
+        .post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd.clone())
+        .await;
+    assert_eq!(code, 201, "{v}");
+    let seeds: Vec<(&str, Value)> = vec![
+        (PODS, {
+            let mut p = template.clone();
+            p["metadata"]["name"] = "x".into();
+            p
+        }),
+        (
+            "/apis/apps/v1/namespaces/default/deployments",
+            json!({"metadata": {"name": "x", "ownerReferences": [{"apiVersion": "v1", "kind": "K", "name": "n", "uid": "u"}]},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "a", "operator": "Exists"}]}, "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}, "template": template.clone()}}),
+        ),
+        (
+            "/apis/batch/v1/namespaces/default/jobs",
+            json!({"metadata": {"name": "x"}, "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}),
+        ),
+        (
+            "/apis/batch/v1/namespaces/default/cronjobs",
+            json!({"metadata": {"name": "x"}, "spec": {"schedule": "* * * * *", "jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}}}),
+        ),
+        (
+            "/api/v1/namespaces/default/services",
+            json!({"metadata": {"name": "x"}, "spec": {"type": "NodePort", "selector": {"a": "b"}, "ports": [{"name": "p", "port": 80, "targetPort": "http"}], "clusterIPs": []}}),
+        ),
+        (
+            "/api/v1/namespaces/default/secrets",
+            json!({"metadata": {"name": "x"}, "stringData": {"a": "b"}, "data": {"c": "ZA=="}}),
+        ),
+        (
+            "/api/v1/namespaces",
+            json!({"metadata": {"name": "x"}, "spec": {"finalizers": ["kubernetes"]}}),
+        ),
+        (
+            "/api/v1/namespaces/default/endpoints",
+            json!({"metadata": {"name": "x"}, "subsets": [{"addresses": [{"ip": "1.2.3.4"}], "ports": [{"port": 1}]}]}),
+        ),
+        (
+            "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
+            json!({"metadata": {"name": "x"}, "addressType": "IPv4", "endpoints": [{"addresses": ["1.2.3.4"]}], "ports": [{"port": 1}]}),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+            json!({"metadata": {"name": "x"}, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}], "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"a": "b"}}]}}),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings",
+            json!({"metadata": {"name": "x"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}, "subjects": [{"kind": "User", "name": "u"}]}),
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+            json!({"metadata": {"name": "x"}, "webhooks": [{"name": "a.b.c", "failurePolicy": "Ignore", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "clientConfig": {"service": {"name": "s", "namespace": "n"}}, "rules": [{"apiGroups": ["none"], "apiVersions": ["*"], "resources": ["none"], "operations": ["CREATE"]}], "namespaceSelector": {"matchLabels": {"a": "b"}}}]}),
+        ),
+        ("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", {
+            let mut c = crd;
+            c["metadata"]["name"] = "others.x.io".into();
+            c["spec"]["names"] = json!({"kind": "Other", "plural": "others"});
+            c
+        }),
+        (
+            "/apis/x.io/v1/namespaces/default/things",
+            json!({"metadata": {"name": "x"}, "spec": {"n": 3, "l": ["a", "b"]}, "status": {"n": 1}}),
+        ),
+        (
+            "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers",
+            json!({"metadata": {"name": "x"}, "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "x"}, "maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}),
+        ),
+        (
+            "/apis/events.k8s.io/v1/namespaces/default/events",
+            json!({"metadata": {"name": "x"}, "regarding": {"namespace": "default", "kind": "Pod", "name": "x"}, "note": "n", "reason": "r", "type": "Normal"}),
+        ),
+        (
+            "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
+            json!({"metadata": {"name": "x"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}}),
+        ),
+        (
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+            json!({"spec": {"user": "u", "groups": ["g"], "resourceAttributes": {"verb": "get", "resource": "pods"}}}),
+        ),
+        (
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            json!({"spec": {"token": "t", "audiences": ["a"]}}),
+        ),
+        (
+            "/api/v1/namespaces/default/serviceaccounts/default/token",
+            json!({"spec": {"audiences": ["a"], "expirationSeconds": 600, "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "held"}}}),
+        ),
+    ];
+    let junk = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(1.5),
+        json!(u64::MAX),
+        json!(""),
+        json!("x y/z"),
+        json!([]),
+        json!([[]]),
+        json!([null]),
+        json!({}),
+        json!({"": null}),
+        json!({"a": {"b": []}}),
+    ];
+    let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+    let mut outcomes = std::collections::BTreeMap::<u16, usize>::new();
+    for round in 0..60 {
+        for (path, seed) in &seeds {
+            let mut document = seed.clone();
+            if round > 0 {
+                for _ in 0..rng.random_range(1..4) {
+                    let mut all = Vec::new();
+                    places(&document, String::new(), &mut all);
+                    let place = all.choose(&mut rng).unwrap().clone();
+                    *document.pointer_mut(&place).unwrap() = junk.choose(&mut rng).unwrap().clone();
+                }
+            }
+            let mut typed = document.clone();
+            if let Some(m) = typed.as_object_mut() {
+                let (group, kind) = match path.split('/').collect::<Vec<_>>()[1] {
+                    "api" => ("v1".to_owned(), *path.split('/').collect::<Vec<_>>().last().unwrap()),
+                    _ => {
+                        let p: Vec<&str> = path.split('/').collect();
+                        (format!("{}/{}", p[2], p[3]), *p.last().unwrap())
+                    }
+                };
+                let kinds = [
+                    ("pods", "Pod"),
+                    ("deployments", "Deployment"),
+                    ("jobs", "Job"),
+                    ("cronjobs", "CronJob"),
+                    ("services", "Service"),
+                    ("secrets", "Secret"),
+                    ("namespaces", "Namespace"),
+                    ("endpoints", "Endpoints"),
+                    ("endpointslices", "EndpointSlice"),
+                    ("clusterroles", "ClusterRole"),
+                    ("rolebindings", "RoleBinding"),
+                    ("validatingwebhookconfigurations", "ValidatingWebhookConfiguration"),
+                    ("customresourcedefinitions", "CustomResourceDefinition"),
+                    ("things", "Thing"),
+                    ("horizontalpodautoscalers", "HorizontalPodAutoscaler"),
+                    ("events", "Event"),
+                    ("poddisruptionbudgets", "PodDisruptionBudget"),
+                ];
+                if let Some((_, kind)) = kinds.iter().find(|(p, _)| *p == kind) {
+                    m.insert("apiVersion".into(), group.into());
+                    m.insert("kind".into(), (*kind).into());
+                }
+            }
+            let name = seed["metadata"]["name"].as_str().unwrap_or("x");
+            let one = format!("{path}/{name}");
+            let body = document.to_string().into_bytes();
+            let calls = [
+                (Method::POST, (*path).to_owned(), "application/json", body.clone()),
+                (
+                    Method::PUT,
+                    one.clone(),
+                    "application/json",
+                    typed.to_string().into_bytes(),
+                ),
+                (
+                    Method::PUT,
+                    format!("{one}/status"),
+                    "application/json",
+                    typed.to_string().into_bytes(),
+                ),
+                (Method::PATCH, one.clone(), "application/merge-patch+json", body.clone()),
+                (
+                    Method::PATCH,
+                    one.clone(),
+                    "application/strategic-merge-patch+json",
+                    body,
+                ),
+                (
+                    Method::PATCH,
+                    format!("{one}?fieldManager=f&force=true"),
+                    "application/apply-patch+yaml",
+                    typed.to_string().into_bytes(),
+                ),
+                (Method::GET, format!("{path}?labelSelector=a"), "", vec![]),
+                (Method::DELETE, one, "", vec![]),
+            ];
+            for (method, at, kind, body) in calls {
+                let shown = String::from_utf8_lossy(&body).into_owned();
+                let (code, status) = s.send(method.clone(), &at, kind, body).await;
+                assert!(code < 500, "round {round}: {method} {at} {kind}: {status}\n{shown}");
+                if round == 0 && method == Method::POST {
+                    assert_eq!(code, 201, "the unmangled document is good: {at}: {status}");
+                }
+                *outcomes.entry(code).or_default() += 1;
+            }
+        }
+    }
+    assert!(
+        outcomes[&201] > 100 && outcomes[&422] > 100 && outcomes[&400] > 100,
+        "{outcomes:?}"
+    );
+}

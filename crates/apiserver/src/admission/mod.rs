@@ -248,6 +248,9 @@ fn apply_patch(hook: &Value, patch: &Value, object: &Value, version: &str, r: &R
         next["apiVersion"] = crate::resources::join_gv(&r.group, version).into();
     }
     json_patch::patch(&mut next, &operations).map_err(|e| bad(format!("patch does not apply: {e}")))?;
+    if !next.is_object() {
+        return Err(bad("the patched document is not an object".into()));
+    }
     next["apiVersion"] = r.api_version().into();
     crate::http::check_depth(&next)?;
     for fixed in ["name", "namespace", "uid"] {

@@ -283,3 +283,94 @@ fn still_there(store: &dyn Store, plural: &str, namespace: &str, name: &str, uid
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn server(dir: &tempfile::TempDir) -> std::sync::Arc<ApiServer> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let config = crate::Config::new(dir.path().join("store.redb"), "", key.serialize_pem());
+        ApiServer::open(config).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_good_claims_are_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = server(&dir).await;
+        let account = json!({"metadata": {"name": "a", "namespace": "n", "uid": "u"}});
+        let txn = crate::store::Txn::create("/core/serviceaccounts/n/a", account.to_string().into());
+        server.store().commit(txn).await.unwrap();
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let good = json!({"iss": server.config().issuer, "aud": ["x"], "exp": now + 600, "nbf": now, "sub": "system:serviceaccount:n:a",
+            "kubernetes.io": {"namespace": "n", "serviceaccount": {"name": "a", "uid": "u"}}});
+        let accepted = ["x".to_owned()];
+        let ask = |claims: &Value| authenticate(&server, &server.signer().sign(claims).unwrap(), &accepted);
+        assert_eq!(ask(&good).unwrap().0.username, "system:serviceaccount:n:a");
+        for (path, value, why) in [
+            ("/exp", json!(now), "expired"),
+            ("/exp", json!("soon"), "no expiry"),
+            ("/exp", Value::Null, "no expiry"),
+            ("/nbf", json!(now + 60), "not valid yet"),
+            ("/iss", json!("https://elsewhere"), "issuer"),
+            ("/aud", json!(["y"]), "audiences"),
+            ("/aud", Value::Null, "audiences"),
+            ("/sub", json!("system:serviceaccount:n:other"), "subject"),
+            ("/kubernetes.io/serviceaccount/uid", json!("v"), "another one"),
+            ("/kubernetes.io/serviceaccount/uid", json!(""), "another one"),
+            ("/kubernetes.io/namespace", json!("kube-system"), "subject"),
+            ("/kubernetes.io", json!({}), "subject"),
+        ] {
+            let mut claims = good.clone();
+            *claims.pointer_mut(path).unwrap() = value;
+            let e = ask(&claims).unwrap_err();
+            assert!(e.contains(why), "{path}: {e}");
+        }
+        let mut bound = good.clone();
+        bound["kubernetes.io"]["pod"] = json!({"name": "gone", "uid": "x"});
+        assert!(ask(&bound).unwrap_err().contains("does not exist any more"));
+    }
+
+    #[tokio::test]
+    async fn only_the_servers_signature_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = server(&dir).await;
+        let other = Signer::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let claims = json!({"sub": "x"});
+        let own = server.signer().sign(&claims).unwrap();
+        assert_eq!(server.signer().verify(&own).unwrap(), claims);
+        assert!(server.signer().verify(&other.sign(&claims).unwrap()).is_err());
+        let parts: Vec<&str> = own.split('.').collect();
+        let header = |h: Value| URL_SAFE_NO_PAD.encode(h.to_string());
+        for forged in [
+            format!("{}.{}.", header(json!({"alg": "none"})), parts[1]),
+            format!("{}.{}.{}", header(json!({"alg": "HS256"})), parts[1], parts[2]),
+            format!(
+                "{}.{}.{}",
+                header(json!({"alg": "ES256", "crit": ["x"]})),
+                parts[1],
+                parts[2]
+            ),
+            format!(
+                "{}.{}.{}",
+                parts[0],
+                URL_SAFE_NO_PAD.encode("{\"sub\":\"y\"}"),
+                parts[2]
+            ),
+            format!("{}.{}", parts[0], parts[1]),
+            format!("{own}.x"),
+            "..".into(),
+        ] {
+            assert!(server.signer().verify(&forged).is_err(), "{forged}");
+        }
+        // The published key is the one that verifies.
+        let jwk = &server.signer().jwks()["keys"][0];
+        let decode = |f: &str| URL_SAFE_NO_PAD.decode(jwk[f].as_str().unwrap()).unwrap();
+        let point = [vec![4], decode("x"), decode("y")].concat();
+        let (signed, signature) = own.rsplit_once('.').unwrap();
+        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point)
+            .verify(signed.as_bytes(), &signature)
+            .unwrap();
+    }
+}

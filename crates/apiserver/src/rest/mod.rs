@@ -131,7 +131,7 @@ impl Cx {
     pub(crate) fn normalize(&mut self, object: &mut Value) -> ApiResult<()> {
         let validation = self.field_validation()?;
         let resource = self.resource.clone();
-        let mut unknown = prune_and_default(&resource, object, true)?;
+        let mut unknown = prune_and_default(&resource, object)?;
         if validation != FieldValidation::Ignore && !unknown.is_empty() {
             unknown.sort();
             let shown: Vec<String> = unknown.iter().map(|path| self.unknown_text(path)).collect();
@@ -168,14 +168,12 @@ impl Cx {
 }
 
 /// Drops what the schema does not know (returned as paths), checks types, fills in defaults.
-pub(crate) fn prune_and_default(resource: &Resource, object: &mut Value, check_types: bool) -> ApiResult<Vec<String>> {
+pub(crate) fn prune_and_default(resource: &Resource, object: &mut Value) -> ApiResult<Vec<String>> {
     let mut unknown = Vec::new();
     if !object.is_object() {
         return Err(ApiError::bad_request("the object is not a JSON object"));
     }
-    if check_types {
-        meta::check_shape(object, &resource.kind, &resource.version)?;
-    }
+    meta::check_shape(object, &resource.kind, &resource.version)?;
     if let Some(m) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         let known = |f: &str| meta::FIELDS.contains(&f);
         unknown.extend(m.keys().filter(|k| !known(k)).map(|k| format!("metadata.{k}")));
@@ -208,7 +206,7 @@ pub(crate) fn prune_and_default(resource: &Resource, object: &mut Value, check_t
         *object = Value::Object(map);
     } else {
         if let Some(s) = kinds::schema(&resource.group, &resource.version, &resource.kind) {
-            if check_types && let Some((found, path, want)) = schema::decode_error(object, s, "") {
+            if let Some((found, path, want)) = schema::decode_error(object, s, "") {
                 let kind = &resource.kind;
                 return Err(ApiError::bad_request(format!(
                     "{kind} in version {:?} cannot be handled as a {kind}: json: cannot unmarshal {found} into Go struct field {kind}.{path} of type {want}",

@@ -147,6 +147,12 @@ const MAX_SECONDS: i64 = 1 << 32;
 pub(super) async fn token_request(cx: &mut Cx, body: Body) -> ApiResult<Response<Body>> {
     let mut object = read_document(cx, body).await?.unwrap_or_else(|| json!({}));
     check_kind(&mut object, "authentication.k8s.io", "v1", "TokenRequest")?;
+    let schema = crate::kinds::schema("authentication.k8s.io", "v1", "TokenRequest");
+    if let Some((found, path, want)) = schema.and_then(|s| crate::schema::decode_error(&object, s, "")) {
+        return Err(ApiError::bad_request(format!(
+            "TokenRequest in version \"v1\" cannot be handled as a TokenRequest: json: cannot unmarshal {found} into Go struct field TokenRequest.{path} of type {want}"
+        )));
+    }
     let name = cx.info.name.clone();
     let namespace = cx.info.namespace.clone().unwrap_or_default();
     let account = convert::decode(&cx.resource, &super::write::current(cx, &name)?)?;

@@ -84,9 +84,9 @@ pub(super) async fn create_object(cx: &mut Cx, mut object: Value, operation: &st
     let changed = admission::mutate(cx, &review, object).await?;
     object = changed.0;
     if changed.1 {
+        prune_and_default(&r, &mut object)?;
         // Built-in admission runs once more for what webhooks added: injected containers get the token mount too.
         builtin::readmit(&cx.server, &r, &mut object)?;
-        prune_and_default(&r, &mut object, true)?;
     }
     let name = meta::name(&object).to_owned();
     validate(cx, &object, None)?;
@@ -331,7 +331,7 @@ pub(super) async fn finish(
     };
     let (mut object, changed) = admission::mutate(cx, &review, object).await?;
     if changed {
-        prune_and_default(&r, &mut object, true)?;
+        prune_and_default(&r, &mut object)?;
         restrict(cx, &sub, &mut object, &old)?;
         meta::prepare_update(&r, &mut object, &old)?;
     }
@@ -529,7 +529,7 @@ async fn apply(cx: &mut Cx, parsed: patch::Patch, form: Form) -> ApiResult<Respo
                     return Err(cx.not_found(&name));
                 }
                 let mut object = managed::apply(&r, None, &intent, &manager, force, "")?;
-                prune_and_default(&r, &mut object, true)?;
+                prune_and_default(&r, &mut object)?;
                 match create_object(cx, object, "Apply").await {
                     Ok(created) => return Ok(object_response(cx, 201, &created, form)),
                     Err(e) if e.reason == "AlreadyExists" => {}
@@ -545,7 +545,7 @@ async fn apply(cx: &mut Cx, parsed: patch::Patch, form: Form) -> ApiResult<Respo
                 check_uid(cx, meta::text(&intent, "uid"), &old)?;
                 let sub = cx.info.subresource.clone();
                 let mut object = managed::apply(&r, Some(&old), &intent, &manager, force, &sub)?;
-                prune_and_default(&r, &mut object, true)?;
+                prune_and_default(&r, &mut object)?;
                 if let Some(updated) = finish(cx, &entry, old, object, "Apply", Some(&manager)).await? {
                     return Ok(object_response(cx, 200, &updated, form));
                 }
