@@ -259,6 +259,16 @@ impl State {
     }
 
     fn push(&mut self, round: Round) {
+        // A stream that was given up while it was being admitted never tells that it is closed.
+        let abandoned: Vec<StreamId> = self
+            .proxies
+            .iter()
+            .filter(|(_, p)| p.sender.is_closed())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in abandoned {
+            self.disconnect(id);
+        }
         let affected: Vec<StreamId> = self
             .proxies
             .iter()
@@ -360,3 +370,6 @@ fn changed_types(old: &ResourceSet, new: &ResourceSet) -> BTreeSet<ResourceType>
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,7 +46,8 @@ struct WebhookMetrics {
     success: Counter,
     failures: Counter,
     skipped: Counter,
-    validations: CounterFamily,
+    passed: CounterFamily,
+    failed: CounterFamily,
 }
 
 impl Webhooks {
@@ -72,10 +73,15 @@ impl Webhooks {
                     "sidecar_injection_skip_total",
                     "Total number of skipped sidecar injection requests.",
                 ),
-                validations: registry.counter(
-                    "galley_validation_total",
-                    "Admission requests for Istio's objects, by outcome.",
-                    &["outcome"],
+                passed: registry.counter(
+                    "galley_validation_passed",
+                    "Resource is valid.",
+                    &["group", "version", "resource"],
+                ),
+                failed: registry.counter(
+                    "galley_validation_failed",
+                    "Resource validation failed.",
+                    &["group", "version", "resource", "reason"],
                 ),
             },
         }
@@ -186,8 +192,14 @@ impl Webhooks {
 
     fn validate(&self, request: &Value) -> review::Answer {
         let answer = review::validate(request);
-        let outcome = if answer.allowed() { "passed" } else { "failed" };
-        self.metrics.validations.with(&[outcome]).inc();
+        let label = |field: &str| request["resource"][field].as_str().unwrap_or_default();
+        let (group, version, resource) = (label("group"), label("version"), label("resource"));
+        if answer.allowed() {
+            self.metrics.passed.with(&[group, version, resource]).inc();
+        } else {
+            let reason = "invalid_resource";
+            self.metrics.failed.with(&[group, version, resource, reason]).inc();
+        }
         answer
     }
 }
