@@ -8,7 +8,9 @@ use super::objects::{self, Group};
 use super::spec::Spec;
 use super::*;
 
+mod chart;
 mod cluster;
+mod commands;
 
 fn source(set: &[&str]) -> Source {
     Source {

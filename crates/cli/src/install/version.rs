@@ -37,7 +37,7 @@ pub(crate) struct VersionArgs {
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Versions of one side and how many pods have them.
-type Versions = BTreeMap<String, usize>;
+pub(super) type Versions = BTreeMap<String, usize>;
 
 pub(super) async fn run(args: &VersionArgs) -> Result<Outcome> {
     let remote = if args.remote {
@@ -114,7 +114,7 @@ async fn ask(args: &VersionArgs) -> Result<(Versions, Versions)> {
 }
 
 /// Image tags of a container over running pods.
-fn count(pods: &[Pod], container: &str) -> Versions {
+pub(super) fn count(pods: &[Pod], container: &str) -> Versions {
     let mut versions = Versions::new();
     for pod in pods {
         let running = pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
