@@ -379,3 +379,52 @@ async fn the_access_log_follows_the_mesh_configuration() {
         )
     );
 }
+
+#[tokio::test]
+async fn a_tcp_connection_does_not_outlive_its_permission() {
+    let app = TcpEcho::start(b"").await;
+    let mut mesh = Mesh::new(app.address(), Port::Tcp, Mode::Strict).await;
+    let only = |uri: &str| allow(Expr::atom(Attribute::PeerUri, Matcher::Exact(uri.into())));
+    mesh.inbound.authz = only(CLIENT_SA);
+    mesh.apply().await;
+    let mut client = TcpStream::connect(mesh.entry()).await.unwrap();
+    let mut byte = [0u8; 1];
+    client.write_all(b"a").await.unwrap();
+    client.read_exact(&mut byte).await.unwrap();
+    // A push that still allows it leaves it alone.
+    mesh.inbound.authz = allow(Expr::always());
+    mesh.server.apply(mesh.inbound.snapshot()).await;
+    client.write_all(b"b").await.unwrap();
+    client.read_exact(&mut byte).await.unwrap();
+    mesh.inbound.authz = only("spiffe://cluster.local/ns/default/sa/other");
+    mesh.server.apply(mesh.inbound.snapshot()).await;
+    let limit = std::time::Duration::from_secs(5);
+    let end = tokio::time::timeout(limit, client.read(&mut byte))
+        .await
+        .expect("the connection ends");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+}
+
+#[tokio::test]
+async fn plaintext_connections_end_when_strict_comes() {
+    let app = EchoServer::start().await;
+    let mut mesh = Mesh::new(app.address(), Port::Http, Mode::Permissive).await;
+    let mut client = TcpStream::connect(mesh.inbound.listen).await.unwrap();
+    let request = b"GET /kept HTTP/1.1\r\nHost: a\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"/kept") {
+        assert!(client.read_buf(&mut answer).await.unwrap() > 0);
+    }
+    mesh.inbound.mode = Mode::Strict;
+    mesh.server.apply(mesh.inbound.snapshot()).await;
+    // Whether or not the end has been seen: no further request of this connection reaches the application.
+    let _ = client.write_all(request).await;
+    let limit = std::time::Duration::from_secs(5);
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(limit, client.read_to_end(&mut rest))
+        .await
+        .expect("the connection ends");
+    assert!(!String::from_utf8_lossy(&rest).contains("200 OK"));
+    assert_eq!(app.take().len(), 1);
+}

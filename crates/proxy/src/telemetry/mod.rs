@@ -10,7 +10,7 @@ pub mod format;
 pub mod metrics;
 pub mod record;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
@@ -121,8 +121,6 @@ pub struct WorkerTelemetry {
     pub peers: RefCell<exchange::PeerCache>,
     /// Log lines not handed over yet.
     pub log: LogBuffer,
-    /// The last exchanged metadata header, to skip the cache for a run of requests of one peer.
-    pub last_peer: Cell<Option<u32>>,
     http_allowed: Counter,
     http_denied: Counter,
     tcp_allowed: Counter,
@@ -139,7 +137,6 @@ impl WorkerTelemetry {
             series: RefCell::default(),
             peers: RefCell::default(),
             log: LogBuffer::new(shared.log.clone()),
-            last_peer: Cell::new(None),
             http_allowed: http.0.with(&[]),
             http_denied: http.1.with(&[]),
             tcp_allowed: tcp.0.with(&[]),
