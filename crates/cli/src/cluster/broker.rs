@@ -92,6 +92,7 @@ fn serve(args: &[String]) -> Result<()> {
     };
     let log = std::io::stderr().as_fd().try_clone_to_owned().context("the log")?;
     let mut child = sandbox::command(&program, &config)?
+        .env("PATH", super::preflight::search_path())
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::from(log))
         .spawn()

@@ -69,11 +69,18 @@ pub fn check() -> Result<()> {
     );
 }
 
-fn find(program: &str) -> Option<std::path::PathBuf> {
-    // Ordinary users often lack the sbin directories in their path.
+/// The caller's search path, and the directories of administration programs, which ordinary users often lack.
+pub fn search_path() -> std::ffi::OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into));
-    dirs.map(|dir| dir.join(program))
+    let dirs: Vec<_> = std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into))
+        .collect();
+    std::env::join_paths(dirs).unwrap_or(path)
+}
+
+fn find(program: &str) -> Option<std::path::PathBuf> {
+    std::env::split_paths(&search_path())
+        .map(|dir| dir.join(program))
         .find(|candidate| Path::is_file(candidate))
 }
 

@@ -274,7 +274,7 @@ pub(super) fn down(paths: &Paths, purge: bool) -> Result<Answer> {
 
 /// Deletes the state directory. Pods' files belong to subordinate ids, which only the sandbox may touch.
 fn remove_state(dir: &Path) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
+    if !nix::unistd::geteuid().is_root() && dir.join("pods").exists() {
         use mantlet_node::sandbox;
         let program = std::env::current_exe()?;
         let config = sandbox::SandboxConfig {
@@ -287,7 +287,10 @@ fn remove_state(dir: &Path) -> Result<()> {
                 .collect(),
             read_only_dirs: Vec::new(),
         };
-        let status = sandbox::command(&program, &config)?.stdin(Stdio::null()).status()?;
+        let status = sandbox::command(&program, &config)?
+            .env("PATH", preflight::search_path())
+            .stdin(Stdio::null())
+            .status()?;
         if !status.success() {
             bail!("the pods' files below {} could not be deleted", dir.display());
         }
