@@ -81,7 +81,9 @@ fn arrows(table: &Table, metadata: &Metadata, problems: &mut Vec<String>) {
     let members: BTreeSet<&str> = metadata.workspace_members.iter().map(String::as_str).collect();
     let mut seen = BTreeSet::new();
     for package in metadata.packages.iter().filter(|p| members.contains(p.id.as_str())) {
-        let Some(name) = package.name.strip_prefix(PREFIX) else { continue };
+        let Some(name) = package.name.strip_prefix(PREFIX) else {
+            continue;
+        };
         seen.insert(name.to_string());
         let Some(allowed) = table.crates.get(name) else {
             problems.push(format!("xtask/layers.toml: crate `{name}` is missing from [crates]"));
@@ -95,10 +97,14 @@ fn arrows(table: &Table, metadata: &Metadata, problems: &mut Vec<String>) {
             .map(String::from)
             .collect();
         for extra in used.difference(allowed) {
-            problems.push(format!("crates/{name}/Cargo.toml: the arrow {name} -> {extra} is not in xtask/layers.toml"));
+            problems.push(format!(
+                "crates/{name}/Cargo.toml: the arrow {name} -> {extra} is not in xtask/layers.toml"
+            ));
         }
         for unused in allowed.difference(&used) {
-            problems.push(format!("xtask/layers.toml: the arrow {name} -> {unused} is not used; remove it"));
+            problems.push(format!(
+                "xtask/layers.toml: the arrow {name} -> {unused} is not used; remove it"
+            ));
         }
     }
     for missing in table.crates.keys().filter(|name| !seen.contains(*name)) {
@@ -107,11 +113,17 @@ fn arrows(table: &Table, metadata: &Metadata, problems: &mut Vec<String>) {
 }
 
 fn bans(table: &Table, metadata: &Metadata, problems: &mut Vec<String>) {
-    let names: BTreeMap<&str, &str> = metadata.packages.iter().map(|p| (p.id.as_str(), p.name.as_str())).collect();
+    let names: BTreeMap<&str, &str> = metadata
+        .packages
+        .iter()
+        .map(|p| (p.id.as_str(), p.name.as_str()))
+        .collect();
     let nodes: BTreeMap<&str, &Node> = metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
     for (name, banned) in &table.banned {
         let wanted = format!("{PREFIX}{name}");
-        let Some(start) = metadata.packages.iter().find(|p| p.name == wanted) else { continue };
+        let Some(start) = metadata.packages.iter().find(|p| p.name == wanted) else {
+            continue;
+        };
         let mut reached = BTreeSet::new();
         let mut stack = vec![start.id.as_str()];
         while let Some(id) = stack.pop() {
@@ -119,13 +131,18 @@ fn bans(table: &Table, metadata: &Metadata, problems: &mut Vec<String>) {
                 continue;
             }
             if let Some(node) = nodes.get(id) {
-                let normal = node.deps.iter().filter(|d| d.dep_kinds.iter().any(|k| k.kind.is_none()));
+                let normal = node
+                    .deps
+                    .iter()
+                    .filter(|d| d.dep_kinds.iter().any(|k| k.kind.is_none()));
                 stack.extend(normal.map(|d| d.pkg.as_str()));
             }
         }
         for id in reached {
             if let Some(package) = names.get(id).filter(|n| banned.contains(**n)) {
-                problems.push(format!("crates/{name}: `{package}` is below it, which [banned] forbids"));
+                problems.push(format!(
+                    "crates/{name}: `{package}` is below it, which [banned] forbids"
+                ));
             }
         }
     }

@@ -15,7 +15,9 @@ fn main() -> ExitCode {
         Some("layers") => layers::check(&root),
         Some("tidy") => tidy::check(&root),
         other => {
-            eprintln!("unknown task {other:?}; tasks: layers (allowed dependencies), tidy (module heads, sizes, links)");
+            eprintln!(
+                "unknown task {other:?}; tasks: layers (allowed dependencies), tidy (module heads, sizes, links)"
+            );
             return ExitCode::from(2);
         }
     };

@@ -48,18 +48,26 @@ fn rust_file(root: &Path, file: &Path, problems: &mut Vec<String>) -> Result<()>
     let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     let shown = file.strip_prefix(root).unwrap_or(file).display();
     if !text.trim_start().starts_with("//!") {
-        problems.push(format!("{shown}:1: the file opens without `//!` (duty, callers, what it must not know)"));
+        problems.push(format!(
+            "{shown}:1: the file opens without `//!` (duty, callers, what it must not know)"
+        ));
     }
-    let is_test = file.components().any(|c| c.as_os_str() == "tests") || file.file_name().is_some_and(|n| n == "tests.rs");
+    let is_test =
+        file.components().any(|c| c.as_os_str() == "tests") || file.file_name().is_some_and(|n| n == "tests.rs");
     let code_lines = text.lines().take_while(|l| !l.starts_with("#[cfg(test)]")).count();
     if !is_test && code_lines > MAX_LINES {
-        problems.push(format!("{shown}:{MAX_LINES}: {code_lines} lines before the tests, limit {MAX_LINES}; split it"));
+        problems.push(format!(
+            "{shown}:{MAX_LINES}: {code_lines} lines before the tests, limit {MAX_LINES}; split it"
+        ));
     }
     // Assembled, so that this file does not accuse itself.
     let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")];
     for (number, line) in text.lines().enumerate() {
         if let Some(mark) = marks.iter().find(|mark| line.contains(*mark)) {
-            problems.push(format!("{shown}:{}: `{mark}` left in the code; file an issue instead", number + 1));
+            problems.push(format!(
+                "{shown}:{}: `{mark}` left in the code; file an issue instead",
+                number + 1
+            ));
         }
         if line.trim() == "#[ignore]" || line.trim().starts_with("#[ignore =") {
             problems.push(format!("{shown}:{}: ignored test", number + 1));
@@ -79,7 +87,10 @@ fn markdown_file(root: &Path, file: &Path, problems: &mut Vec<String>) -> Result
             }
             let base = file.parent().unwrap_or(root);
             if !base.join(path).exists() {
-                problems.push(format!("{shown}:{}: the link target `{path}` does not exist", number + 1));
+                problems.push(format!(
+                    "{shown}:{}: the link target `{path}` does not exist",
+                    number + 1
+                ));
             }
         }
     }

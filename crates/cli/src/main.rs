@@ -3,12 +3,15 @@
 //! Only the command tree, the dispatch of re-executed children (before any runtime or thread exists) and the printing are
 //! here; each command lives in its own module and returns data.
 
-#![expect(unreachable_pub, reason = "a program has no public interface: `pub` marks what a module offers to its siblings")]
+#![expect(
+    unreachable_pub,
+    reason = "a program has no public interface: `pub` marks what a module offers to its siblings"
+)]
 
 mod cluster;
-mod lab;
 mod inspect;
 mod install;
+mod lab;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -76,12 +79,17 @@ impl From<String> for Printed {
 
 impl From<install::Outcome> for Printed {
     fn from(outcome: install::Outcome) -> Printed {
-        Printed { text: outcome.text, code: outcome.code }
+        Printed {
+            text: outcome.text,
+            code: outcome.code,
+        }
     }
 }
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let args: Vec<String> = std::env::args_os()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
     // Children of ours: single-threaded, so before anything else.
     if let Some((word, rest)) = args.get(1..).and_then(<[String]>::split_first) {
         match word.as_str() {
@@ -110,11 +118,17 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
     match cli.command {
         Command::Cluster(args) => {
             let answer = cluster::run(args)?;
-            Ok(Printed { text: answer.text, code: answer.code })
+            Ok(Printed {
+                text: answer.text,
+                code: answer.code,
+            })
         }
         Command::Lab(args) => {
             let answer = lab::run(args)?;
-            Ok(Printed { text: answer.text, code: answer.code })
+            Ok(Printed {
+                text: answer.text,
+                code: answer.code,
+            })
         }
         Command::Install(args) => install::block_on(async {
             install::run_install(&args, &mut std::io::stdin().lock(), &mut std::io::stdout()).await
@@ -127,14 +141,17 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
         Command::Manifest(args) => install::run_manifest(&args).map(Printed::from),
         Command::KubeInject(args) => install::block_on(install::run_kube_inject(&args)).map(Printed::from),
         Command::Version(args) => install::block_on(install::run_version(&args)).map(Printed::from),
-        Command::ProxyStatus(args) => inspect::ask(async |mesh| inspect::proxy_status::run(&mesh.client, &args).await).map(Printed::from),
+        Command::ProxyStatus(args) => {
+            inspect::ask(async |mesh| inspect::proxy_status::run(&mesh.client, &args).await).map(Printed::from)
+        }
         Command::ProxyConfig(args) => {
             inspect::ask(async |mesh| inspect::proxy_config::run(&mesh.client, &mesh.namespace, &args).await)
                 .map(Printed::from)
         }
-        Command::Describe(args) | Command::Experimental { command: Experimental::Describe(args) } => {
-            inspect::ask(async |mesh| inspect::describe::run(&mesh.client, &mesh.namespace, &args).await)
-                .map(Printed::from)
-        }
+        Command::Describe(args)
+        | Command::Experimental {
+            command: Experimental::Describe(args),
+        } => inspect::ask(async |mesh| inspect::describe::run(&mesh.client, &mesh.namespace, &args).await)
+            .map(Printed::from),
     }
 }

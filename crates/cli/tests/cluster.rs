@@ -593,7 +593,12 @@ fn rollouts_can_be_undone_paused_and_recreated() {
         cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.status.updatedReplicas}"]) == "1"
     });
     wait_for("its probe fails", || {
-        let reasons = cluster.kubectl(&["get", "events", "-o", "jsonpath={.items[?(@.reason=='Unhealthy')].message}"]);
+        let reasons = cluster.kubectl(&[
+            "get",
+            "events",
+            "-o",
+            "jsonpath={.items[?(@.reason=='Unhealthy')].message}",
+        ]);
         reasons.contains("404")
     });
     let available = cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.status.availableReplicas}"]);

@@ -37,7 +37,7 @@ use informer::Informer;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused or could not be reached.
-    #[error("{0}")]
+    #[error("{}", message_of(.0))]
     Api(#[from] kube::Error),
     /// An object cannot be acted upon as it is; retrying helps once somebody has changed it.
     #[error("{0}")]
@@ -45,6 +45,14 @@ pub enum Error {
     /// An object could not be converted to or from JSON.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
+}
+
+/// The API server's own words; the client's rendering repeats the whole Status.
+fn message_of(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 impl Error {

@@ -193,6 +193,14 @@ async fn updates_refusals_and_reconnection() {
         }
     }
 
+    // The rest of the push does not wait for what was refused.
+    let fourth = update(&mut events).await;
+    assert_eq!(
+        (fourth.kind, names(&fourth)),
+        (ResourceType::Endpoints, vec!["+b".into()])
+    );
+    fourth.accept();
+
     // The control plane restarts elsewhere with another state: only the difference is sent.
     server.abort();
     drop(server.await);

@@ -74,10 +74,15 @@ pub async fn run(client: &Client, default_namespace: &str, args: &Args) -> Resul
         What::Service { name } => {
             let (name, namespace) = name.split_once('.').unwrap_or((name, namespace));
             let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-            services.get(name).await.with_context(|| format!("finding service {name} in namespace {namespace}"))?;
+            services
+                .get(name)
+                .await
+                .with_context(|| format!("finding service {name} in namespace {namespace}"))?;
             let world = load(client, &args.istio_namespace).await?;
             let host = format!("{name}.{namespace}.svc.{}", world.mesh().domain);
-            let service = world.service(&host, namespace).context("the service has no port that the mesh carries")?;
+            let service = world
+                .service(&host, namespace)
+                .context("the service has no port that the mesh carries")?;
             let mut out = String::new();
             let pod = world.pods(namespace).find(|pod| selects(service, pod));
             describe_service(&world, service, pod.map(|p| &**p), &mut out);
@@ -142,14 +147,30 @@ fn describe_pod(world: &World, pod: &Pod, out: &mut String) -> Result<()> {
     let containers = pod.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default();
     let ports: Vec<String> = containers
         .iter()
-        .flat_map(|c| c.ports.iter().flatten().map(move |p| format!("{} ({})", p.container_port, c.name)))
+        .flat_map(|c| {
+            c.ports
+                .iter()
+                .flatten()
+                .map(move |p| format!("{} ({})", p.container_port, c.name))
+        })
         .collect();
-    writeln!(out, "   Pod Ports: {}", if ports.is_empty() { "<none>".into() } else { ports.join(", ") })?;
+    writeln!(
+        out,
+        "   Pod Ports: {}",
+        if ports.is_empty() {
+            "<none>".into()
+        } else {
+            ports.join(", ")
+        }
+    )?;
     if !containers.iter().any(|c| c.name == "istio-proxy") {
         writeln!(out, "WARNING: {name} is not part of mesh; no Istio sidecar")?;
     }
     let Some(workload) = world.pod(&namespace, &name) else {
-        writeln!(out, "The pod takes no part in the mesh (finished, or on the host network)")?;
+        writeln!(
+            out,
+            "The pod takes no part in the mesh (finished, or on the host network)"
+        )?;
         return Ok(());
     };
     let services = world.services_of_workload(&namespace, &workload.labels);
@@ -172,11 +193,19 @@ fn describe_service(world: &World, service: &MeshService, pod: Option<&Workload>
             None => format!("targets pod port {:?}, which no container declares", port.target),
         };
         let name = if port.name.is_empty() { "unnamed" } else { &port.name };
-        let _ = writeln!(out, "   Port: {name} {}/{} {shown}", port.number, protocol(port.protocol));
+        let _ = writeln!(
+            out,
+            "   Port: {name} {}/{} {shown}",
+            port.number,
+            protocol(port.protocol)
+        );
     }
     let no_labels = std::collections::BTreeMap::new();
     let labels = pod.map_or(&no_labels, |p| &p.labels);
-    let client = destination_rule::Client { namespace: &service.namespace, labels };
+    let client = destination_rule::Client {
+        namespace: &service.namespace,
+        labels,
+    };
     for rule in world.destination_rules(&service.namespace) {
         let host = destination_rule::expand_host(&rule.spec.host, &rule.meta.namespace, &world.mesh().domain);
         if destination_rule::specificity(&host, &service.host).is_none() {
@@ -223,9 +252,13 @@ fn routes_to(
     config: &mantlet_translate::world::Config<mantlet_api::VirtualService>,
     host: &str,
 ) -> bool {
-    config.spec.http.iter().flat_map(|r| &r.route).filter_map(|r| r.destination.as_ref()).any(|d| {
-        destination_rule::expand_host(&d.host, &config.meta.namespace, &world.mesh().domain) == host
-    })
+    config
+        .spec
+        .http
+        .iter()
+        .flat_map(|r| &r.route)
+        .filter_map(|r| r.destination.as_ref())
+        .any(|d| destination_rule::expand_host(&d.host, &config.meta.namespace, &world.mesh().domain) == host)
 }
 
 fn target_number(port: &ServicePort, pod: Option<&Workload>) -> Option<u16> {
@@ -249,7 +282,11 @@ fn describe_policies(world: &World, pod: &Workload, out: &mut String) {
         Mode::Permissive => "PERMISSIVE",
         Mode::Strict => "STRICT",
     };
-    let _ = writeln!(out, "{RULE}\nEffective PeerAuthentication:\n   Workload mTLS mode: {}", text(effective.workload));
+    let _ = writeln!(
+        out,
+        "{RULE}\nEffective PeerAuthentication:\n   Workload mTLS mode: {}",
+        text(effective.workload)
+    );
     if !effective.ports.is_empty() {
         let _ = writeln!(out, "   Port Level mTLS mode:");
         for (port, mode) in &effective.ports {
@@ -257,18 +294,30 @@ fn describe_policies(world: &World, pod: &Workload, out: &mut String) {
         }
     }
     let root = world.mesh().root_namespace.clone();
-    let namespaces = [Some(root.as_str()), (pod.namespace != root).then_some(pod.namespace.as_str())];
+    let namespaces = [
+        Some(root.as_str()),
+        (pod.namespace != root).then_some(pod.namespace.as_str()),
+    ];
     let applied: Vec<String> = namespaces
         .into_iter()
         .flatten()
         .flat_map(|namespace| world.peer_authentications(namespace))
-        .filter(|p| p.spec.selector.as_ref().is_none_or(|s| s.is_empty() || s.matches(&pod.labels)))
+        .filter(|p| {
+            p.spec
+                .selector
+                .as_ref()
+                .is_none_or(|s| s.is_empty() || s.matches(&pod.labels))
+        })
         .map(|p| format!("{}.{}", p.meta.name, p.meta.namespace))
         .collect();
     if !applied.is_empty() {
         let _ = writeln!(out, "Applied PeerAuthentication:\n   {}", applied.join(", "));
     }
-    let target = authz::Target { namespace: &pod.namespace, labels: &pod.labels, gateway: false };
+    let target = authz::Target {
+        namespace: &pod.namespace,
+        labels: &pod.labels,
+        gateway: false,
+    };
     let bound: Vec<_> = authz::bound(world, target).collect();
     if !bound.is_empty() {
         let _ = writeln!(out, "Applied AuthorizationPolicy:");

@@ -4,7 +4,6 @@
 //! answers with the JSON of `model::query`. The commands return tables; `main` prints them. Nothing here changes
 //! the cluster.
 
-
 pub mod describe;
 pub mod proxy_config;
 pub mod proxy_status;
@@ -24,7 +23,10 @@ pub struct Table {
 impl Table {
     /// A table without rows.
     pub fn new(header: &[&str]) -> Table {
-        Table { header: header.iter().map(|h| h.to_string()).collect(), rows: Vec::new() }
+        Table {
+            header: header.iter().map(|h| h.to_string()).collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row; it has one cell per column.
@@ -75,9 +77,14 @@ pub struct Mesh {
 /// # Errors
 /// No usable kubeconfig, or the question's own error.
 pub fn ask(question: impl AsyncFnOnce(&Mesh) -> anyhow::Result<String>) -> anyhow::Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
     runtime.block_on(async {
-        let config = kube::Config::infer().await.context("reading the kubeconfig; start a cluster with `mantlet cluster up`")?;
+        let config = kube::Config::infer()
+            .await
+            .context("reading the kubeconfig; start a cluster with `mantlet cluster up`")?;
         let namespace = config.default_namespace.clone();
         let client = kube::Client::try_from(config).context("building a client from the kubeconfig")?;
         question(&Mesh { client, namespace }).await
@@ -113,6 +120,9 @@ mod tests {
         let mut table = Table::new(&["NAME", "CDS"]);
         table.row(["sleep-abc.default", "SYNCED"]);
         table.row(["x", ""]);
-        assert_eq!(table.to_string(), "NAME                CDS\nsleep-abc.default   SYNCED\nx\n");
+        assert_eq!(
+            table.to_string(),
+            "NAME                CDS\nsleep-abc.default   SYNCED\nx\n"
+        );
     }
 }

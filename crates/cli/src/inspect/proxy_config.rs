@@ -95,14 +95,27 @@ fn show(dump: &ConfigDump, args: &Args) -> Result<String> {
         What::Route => routes(dump, args).to_string(),
         What::Endpoint => endpoints(dump, args).to_string(),
         What::Secret => secrets(dump).to_string(),
-        What::All => [clusters(dump, args), listeners(dump, args), routes(dump, args), endpoints(dump, args), secrets(dump)]
-            .map(|table| table.to_string())
-            .join("\n"),
+        What::All => [
+            clusters(dump, args),
+            listeners(dump, args),
+            routes(dump, args),
+            endpoints(dump, args),
+            secrets(dump),
+        ]
+        .map(|table| table.to_string())
+        .join("\n"),
     })
 }
 
 fn clusters(dump: &ConfigDump, args: &Args) -> Table {
-    let mut table = Table::new(&["SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "DESTINATION RULE"]);
+    let mut table = Table::new(&[
+        "SERVICE FQDN",
+        "PORT",
+        "SUBSET",
+        "DIRECTION",
+        "TYPE",
+        "DESTINATION RULE",
+    ]);
     for cluster in dump.snapshot.clusters.values() {
         let kind = discovery(cluster);
         match ClusterName::parse(&cluster.name) {
@@ -184,7 +197,11 @@ fn chain_match(chain: &FilterChain) -> String {
     if let Some(port) = m.destination_port {
         parts.push(format!("Addr: *:{port}"));
     }
-    if parts.is_empty() { "ALL".into() } else { parts.join("; ") }
+    if parts.is_empty() {
+        "ALL".into()
+    } else {
+        parts.join("; ")
+    }
 }
 
 fn destination(chain: &FilterChain) -> String {
@@ -215,13 +232,18 @@ fn single_cluster(table: &RouteTable) -> Option<&str> {
 
 fn routes(dump: &ConfigDump, args: &Args) -> Table {
     let mut table = Table::new(&["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"]);
-    let inline = dump.snapshot.listeners.values().flat_map(|l| l.all_chains()).filter_map(|chain| match &chain.filters {
-        Filters::Http(http) => match &http.routes {
-            RouteSource::Inline(table) => Some(&**table),
-            RouteSource::Named(_) => None,
-        },
-        Filters::Tcp(_) => None,
-    });
+    let inline = dump
+        .snapshot
+        .listeners
+        .values()
+        .flat_map(|l| l.all_chains())
+        .filter_map(|chain| match &chain.filters {
+            Filters::Http(http) => match &http.routes {
+                RouteSource::Inline(table) => Some(&**table),
+                RouteSource::Named(_) => None,
+            },
+            Filters::Tcp(_) => None,
+        });
     for routes in dump.snapshot.routes.values().map(|t| &**t).chain(inline) {
         if args.name.as_deref().is_some_and(|n| n != routes.name) {
             continue;
@@ -258,7 +280,12 @@ fn endpoints(dump: &ConfigDump, args: &Args) -> Table {
             Health::Unhealthy => "UNHEALTHY",
             Health::Draining => "DRAINING",
         };
-        table.row([&format!("{}:{}", endpoint.address, endpoint.port), status, "OK", cluster]);
+        table.row([
+            &format!("{}:{}", endpoint.address, endpoint.port),
+            status,
+            "OK",
+            cluster,
+        ]);
     };
     for group in dump.snapshot.endpoints.values() {
         for endpoint in &group.endpoints {
@@ -277,8 +304,15 @@ fn endpoints(dump: &ConfigDump, args: &Args) -> Table {
 }
 
 fn secrets(dump: &ConfigDump) -> Table {
-    let mut table =
-        Table::new(&["RESOURCE NAME", "TYPE", "STATUS", "VALID CERT", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE"]);
+    let mut table = Table::new(&[
+        "RESOURCE NAME",
+        "TYPE",
+        "STATUS",
+        "VALID CERT",
+        "SERIAL NUMBER",
+        "NOT AFTER",
+        "NOT BEFORE",
+    ]);
     for secret in &dump.secrets {
         table.row([
             secret.name.as_str(),

@@ -26,7 +26,13 @@ pub struct Args {
 pub async fn run(client: &Client, args: &Args) -> Result<String> {
     let mut rows: Vec<ProxyStatus> = Vec::new();
     for pod in target::control_planes(client, &args.istio_namespace).await? {
-        let answer = target::ask(client, &pod, "discovery", &["pilot-discovery", "request", "GET", "/debug/syncz"]).await?;
+        let answer = target::ask(
+            client,
+            &pod,
+            "discovery",
+            &["pilot-discovery", "request", "GET", "/debug/syncz"],
+        )
+        .await?;
         let part: Vec<ProxyStatus> = serde_json::from_slice(&answer)
             .with_context(|| format!("reading the answer of {} to /debug/syncz", pod.name_any()))?;
         rows.extend(part);
@@ -34,7 +40,10 @@ pub async fn run(client: &Client, args: &Args) -> Result<String> {
     rows.sort_by(|a, b| a.proxy.cmp(&b.proxy));
     if let Some(wanted) = &args.proxy {
         rows.retain(|row| row.proxy == *wanted || row.proxy.split('.').next() == Some(wanted));
-        anyhow::ensure!(!rows.is_empty(), "proxy \"{wanted}\" is not connected to the control plane");
+        anyhow::ensure!(
+            !rows.is_empty(),
+            "proxy \"{wanted}\" is not connected to the control plane"
+        );
     }
     if args.output != Output::Short {
         return render(&rows, args.output);
@@ -43,7 +52,9 @@ pub async fn run(client: &Client, args: &Args) -> Result<String> {
 }
 
 fn table(rows: &[ProxyStatus]) -> String {
-    let mut table = Table::new(&["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ECDS", "ISTIOD", "VERSION"]);
+    let mut table = Table::new(&[
+        "NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ECDS", "ISTIOD", "VERSION",
+    ]);
     let mut errors = String::new();
     for row in rows {
         let state = |s: SyncState| match s {
@@ -89,7 +100,9 @@ mod tests {
             errors: vec!["LDS: unknown filter x".into()],
         };
         let text = table(&[row]);
-        assert!(text.starts_with("NAME              CLUSTER      CDS      LDS     EDS     RDS      ECDS       ISTIOD     VERSION\n"));
+        assert!(text.starts_with(
+            "NAME              CLUSTER      CDS      LDS     EDS     RDS      ECDS       ISTIOD     VERSION\n"
+        ));
         assert!(text.ends_with("sleep-1.default: LDS: unknown filter x\n"), "{text}");
     }
 }

@@ -22,7 +22,10 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
     // `pod.namespace`, the form in which proxy-status prints proxies.
     if let Some((pod, namespace)) = name.rsplit_once('.') {
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-        return pods.get(pod).await.with_context(|| format!("finding pod {pod} in namespace {namespace}"));
+        return pods
+            .get(pod)
+            .await
+            .with_context(|| format!("finding pod {pod} in namespace {namespace}"));
     }
     bail!("pods \"{name}\" not found in namespace {namespace}; name a pod, pod.namespace, or deploy/<name>")
 }
@@ -30,7 +33,10 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
 async fn pod_of(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<Pod> {
     let selector = match kind {
         "po" | "pod" | "pods" => {
-            return Api::namespaced(client.clone(), namespace).get(name).await.map_err(Into::into);
+            return Api::namespaced(client.clone(), namespace)
+                .get(name)
+                .await
+                .map_err(Into::into);
         }
         "deploy" | "deployment" | "deployments" => {
             let object: Deployment = Api::namespaced(client.clone(), namespace).get(name).await?;
@@ -46,7 +52,12 @@ async fn pod_of(client: &Client, namespace: &str, kind: &str, name: &str) -> Res
         }
         other => bail!("`{other}` is not a kind that has pods; use deploy, sts, svc or pod"),
     };
-    let labels = selector.unwrap_or_default().into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
+    let labels = selector
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect::<Vec<_>>()
+        .join(",");
     if labels.is_empty() {
         bail!("{kind}/{name} selects no pods");
     }
@@ -85,8 +96,14 @@ pub(crate) async fn ask(client: &Client, pod: &Pod, container: &str, command: &[
         .exec(&name, command.iter().copied(), &params)
         .await
         .with_context(|| format!("executing {command:?} in {name}.{namespace}, container {container}"))?;
-    let mut stdout = process.stdout().context("the API server opened no stdout")?.take(MAX_ANSWER);
-    let mut stderr = process.stderr().context("the API server opened no stderr")?.take(64 << 10);
+    let mut stdout = process
+        .stdout()
+        .context("the API server opened no stdout")?
+        .take(MAX_ANSWER);
+    let mut stderr = process
+        .stderr()
+        .context("the API server opened no stderr")?
+        .take(64 << 10);
     let status = process.take_status();
     let (mut out, mut err) = (Vec::new(), Vec::new());
     tokio::try_join!(stdout.read_to_end(&mut out), stderr.read_to_end(&mut err))?;
@@ -107,7 +124,12 @@ pub(crate) async fn ask(client: &Client, pod: &Pod, container: &str, command: &[
 /// `GET path` on a proxy's admin port.
 pub(crate) async fn ask_proxy(client: &Client, pod: &Pod, path: &str) -> Result<Vec<u8>> {
     let spec = pod.spec.as_ref().context("the pod has no spec")?;
-    if !spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(|c| c.name == "istio-proxy") {
+    if !spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .any(|c| c.name == "istio-proxy")
+    {
         bail!(
             "pod {}.{} has no istio-proxy container; label its namespace istio-injection=enabled and restart it",
             pod.name_any(),
