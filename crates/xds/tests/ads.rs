@@ -210,7 +210,8 @@ async fn updates_refusals_and_reconnection() {
     let mut changes = Vec::new();
     while changes.len() < 4 {
         let update = update(&mut events).await;
-        changes.extend(names(&update));
+        // The endpoints of the cluster that was refused may still be on their way from the former server.
+        changes.extend(names(&update).into_iter().filter(|name| name != "+b"));
         update.accept();
     }
     changes.sort();
