@@ -1,7 +1,7 @@
 //! `mantlet lab`: runs walk-throughs as tests.
 //!
 //! A lab is a directory with a `README.md` whose fenced commands are typed, byte for byte, into persistent terminals, and
-//! whose `expect` blocks say what must come out (`labs/README.md` describes the format). [`parse`] reads it, [`run`] does it,
+//! whose `expect` blocks say what must come out (`labs/README.md` describes the format). [`parse`] reads it, [`mod@run`] does it,
 //! [`report`] prints the table; [`mutant`] breaks a lab on purpose to see that it fails where it must. The runner uses the
 //! cluster of the current kubeconfig, as the reader of the walk-through would.
 

@@ -1,7 +1,7 @@
 //! Sidecar injection: from a Pod to the same Pod with a proxy in it (SEMANTICS 5a–5c).
 //!
 //! Pure. The admission webhook in `control`, `istioctl kube-inject` and the installer's gateways call it; it must not know how a pod
-//! came here or where it goes. The steps, in order: [`decide`] whether at all, check the annotations ([`annotations`]), undo an earlier
+//! came here or where it goes. The steps, in order: [`mod@decide`] whether at all, check the annotations ([`annotations`]), undo an earlier
 //! injection ([`strip`]), build what is added ([`template`], [`proxy`]), rewrite probes ([`probes`]), merge user overrides ([`merge`]), place and
 //! label everything here.
 
