@@ -11,7 +11,7 @@ demo:            ## cluster + mesh + security lab on this machine, with a table 
 
 test: build      ## everything CI runs
 	scripts/deps test
-	cargo test --workspace --locked
+	cargo test --workspace --locked --no-fail-fast
 	scripts/labs
 
 bench:           ## a pair of sidecars beside Envoy, HAProxy and a bare relay

@@ -478,14 +478,15 @@ mod tests {
         let key = rcgen::KeyPair::generate().unwrap();
         let config = crate::Config::new(dir.path().join("store.redb"), "", key.serialize_pem());
         let server = ApiServer::open(config).await.unwrap();
+        // Far ahead, because an opened server also removes what is old by its own clock.
         let put = |name: &str, at: &str| {
             let event =
                 json!({"metadata": {"name": name, "creationTimestamp": "2020-01-01T00:00:00Z"}, "lastTimestamp": at});
             Txn::create(format!("/core/events/default/{name}"), event.to_string().into())
         };
-        server.store().commit(put("old", "2020-01-01T00:00:00Z")).await.unwrap();
-        server.store().commit(put("new", "2020-01-01T02:00:00Z")).await.unwrap();
-        remove_events_before(&server, meta::parse_time("2020-01-01T01:00:00Z").unwrap())
+        server.store().commit(put("old", "2999-01-01T00:00:00Z")).await.unwrap();
+        server.store().commit(put("new", "2999-01-01T02:00:00Z")).await.unwrap();
+        remove_events_before(&server, meta::parse_time("2999-01-01T01:00:00Z").unwrap())
             .await
             .unwrap();
         let left = server.store().range("/core/events/", None, 0).unwrap().entries;
