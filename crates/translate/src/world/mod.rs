@@ -4,6 +4,7 @@
 //! are shared between clones. Every change says what it can influence ([`Effect`]), so that only affected proxies are
 //! looked at. No clock, no I/O, and no object is kept in full: only what translation reads.
 
+pub mod keys;
 pub mod service;
 pub mod workload;
 
@@ -266,6 +267,8 @@ pub struct World {
     /// Services by host, best first (S6.52).
     hosts: Arc<BTreeMap<String, Vec<Arc<Service>>>>,
     outbound_revision: u64,
+    /// Fetched key sets.
+    key_sets: Arc<keys::KeySets>,
 }
 
 impl World {
