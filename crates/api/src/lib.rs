@@ -25,6 +25,7 @@ pub mod request_authentication;
 pub mod selector;
 pub mod service_entry;
 pub mod sidecar;
+pub mod spans;
 pub mod telemetry;
 pub mod validate;
 pub mod values;

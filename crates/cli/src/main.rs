@@ -9,6 +9,7 @@
 )]
 
 mod cluster;
+mod files;
 mod inspect;
 mod install;
 mod lab;
