@@ -199,6 +199,7 @@ fn filters(kind: Kind, name: &str, cluster: &str, authz: Vec<AuthzFilter>, side:
     if matches!(kind, Kind::Tcp) {
         return Filters::Tcp(TcpManager {
             stat_prefix,
+            custom: Vec::new(),
             authz,
             cluster: cluster.to_owned(),
             idle_timeout_ms: None,
@@ -250,6 +251,7 @@ fn filters(kind: Kind, name: &str, cluster: &str, authz: Vec<AuthzFilter>, side:
         websocket: true,
         stream_idle_timeout_ms: 0,
         jwt: None,
+        custom: Vec::new(),
         authz,
         istio_alpn: !inbound,
         telemetry: Some(if inbound {

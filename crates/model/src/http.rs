@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::authz::AuthzFilter;
+use crate::ext_authz::CustomStage;
 use crate::listener::AccessLog;
 use crate::route::RouteTable;
 
@@ -34,6 +35,8 @@ pub struct HttpManager {
     pub websocket: bool,
     /// Idle timeout of a stream in milliseconds; 0 disables it.
     pub stream_idle_timeout_ms: u64,
+    /// CUSTOM authorization, in order, before everything that looks at tokens (S2.22).
+    pub custom: Vec<CustomStage>,
     /// JWT authentication.
     pub jwt: Option<JwtAuthn>,
     /// Authorization filters in order: AUDIT, DENY, ALLOW.

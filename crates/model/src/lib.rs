@@ -9,6 +9,7 @@
 pub mod authz;
 pub mod cluster;
 pub mod endpoint;
+pub mod ext_authz;
 pub mod http;
 pub mod listener;
 pub mod names;

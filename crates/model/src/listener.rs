@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::authz::AuthzFilter;
+use crate::ext_authz::CustomStage;
 use crate::http::HttpManager;
 use crate::names::Direction;
 use crate::tls::ServerTls;
@@ -125,6 +126,8 @@ pub enum Filters {
 pub struct TcpManager {
     /// Prefix of statistics.
     pub stat_prefix: String,
+    /// CUSTOM authorization, in order, on the first byte; gRPC providers only (S2.146).
+    pub custom: Vec<CustomStage>,
     /// Authorization filters in order; each acts on the first byte (S2.97).
     pub authz: Vec<AuthzFilter>,
     /// Cluster that receives the bytes.

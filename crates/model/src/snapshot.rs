@@ -47,6 +47,15 @@ impl ProxySnapshot {
         };
         for (name, listener) in &self.listeners {
             for chain in listener.all_chains() {
+                let custom = match &chain.filters {
+                    Filters::Tcp(tcp) => &tcp.custom,
+                    Filters::Http(http) => &http.custom,
+                };
+                for cluster in custom.iter().filter_map(crate::ext_authz::CustomStage::cluster) {
+                    if !self.clusters.contains_key(cluster) {
+                        out.push((name.clone(), cluster.to_string()));
+                    }
+                }
                 match &chain.filters {
                     Filters::Tcp(tcp) if !self.clusters.contains_key(&tcp.cluster) => {
                         out.push((name.clone(), tcp.cluster.clone()));

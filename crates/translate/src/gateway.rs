@@ -210,6 +210,7 @@ impl Builder<'_> {
             trusted_hops: mesh.gateway_trusted_hops,
             forwarded_client_cert: ForwardedClientCert::SanitizeSet,
             server_name: "istio-envoy".into(),
+            custom: Vec::new(),
             authz: self.http_authz.clone(),
             ..route::outbound_manager(mesh, format!("outbound_0.0.0.0_{number};"), table.to_string())
         };
@@ -263,6 +264,7 @@ impl Builder<'_> {
                         tls: None,
                         filters: Filters::Tcp(TcpManager {
                             stat_prefix: cluster.clone(),
+                            custom: Vec::new(),
                             authz: self.tcp_authz.clone(),
                             cluster: cluster.clone(),
                             idle_timeout_ms: None,

@@ -167,6 +167,7 @@ pub fn outbound_manager(mesh: &Mesh, stat_prefix: String, table: String) -> Http
         websocket: true,
         stream_idle_timeout_ms: 0,
         jwt: None,
+        custom: Vec::new(),
         authz: Vec::new(),
         istio_alpn: true,
         telemetry: Some(Reporter::Source),

@@ -20,10 +20,13 @@ fn istio() -> Options<'static> {
 /// The spelling that comes back from the wire: authorization canonical, everything else as it was.
 fn canonical(mut listener: Listener) -> Listener {
     let chain = |chain: &mut FilterChain| {
-        let authz = match &mut chain.filters {
-            Filters::Http(http) => &mut http.authz,
-            Filters::Tcp(tcp) => &mut tcp.authz,
+        let (custom, authz) = match &mut chain.filters {
+            Filters::Http(http) => (&mut http.custom, &mut http.authz),
+            Filters::Tcp(tcp) => (&mut tcp.custom, &mut tcp.authz),
         };
+        for stage in custom {
+            stage.rules = canonical_filter(&stage.selector()).rules;
+        }
         for filter in authz {
             *filter = canonical_filter(filter);
         }

@@ -14,6 +14,7 @@ fn chain(name: &str, port: Option<u16>, transport: Option<Transport>, alpn: &[&s
         tls: None,
         filters: Filters::Tcp(TcpManager {
             stat_prefix: name.into(),
+            custom: Vec::new(),
             authz: vec![],
             cluster: "c".into(),
             idle_timeout_ms: None,

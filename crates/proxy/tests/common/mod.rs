@@ -147,6 +147,7 @@ pub fn http_manager(routes: RouteSource, inbound: bool, authz: Vec<AuthzFilter>)
         websocket: true,
         stream_idle_timeout_ms: 0,
         jwt: None,
+        custom: Vec::new(),
         authz,
         istio_alpn: !inbound,
         telemetry: Some(if inbound {
@@ -227,6 +228,7 @@ impl Inbound {
         let tcp = || {
             Filters::Tcp(TcpManager {
                 stat_prefix: cluster_name.clone(),
+                custom: Vec::new(),
                 authz: self.authz.clone(),
                 cluster: cluster_name.clone(),
                 idle_timeout_ms: None,
@@ -351,6 +353,7 @@ impl Outbound {
             tls: None,
             filters: Filters::Tcp(TcpManager {
                 stat_prefix: cluster.into(),
+                custom: Vec::new(),
                 authz: vec![],
                 cluster: cluster.into(),
                 idle_timeout_ms: None,

@@ -174,6 +174,7 @@ impl Builder<'_> {
             tls: None,
             filters: Filters::Tcp(TcpManager {
                 stat_prefix: names::BLACK_HOLE.into(),
+                custom: Vec::new(),
                 authz: Vec::new(),
                 cluster: names::BLACK_HOLE.into(),
                 idle_timeout_ms: None,
@@ -283,6 +284,7 @@ impl Builder<'_> {
                 } else {
                     Filters::Tcp(TcpManager {
                         stat_prefix: stat_prefix.to_string(),
+                        custom: Vec::new(),
                         authz: self.tcp_authz.clone(),
                         cluster: cluster.to_string(),
                         idle_timeout_ms: None,
@@ -311,6 +313,7 @@ impl Builder<'_> {
             websocket: true,
             stream_idle_timeout_ms: 0,
             jwt: None,
+            custom: Vec::new(),
             authz: self.http_authz.clone(),
             istio_alpn: false,
             telemetry: Some(Reporter::Destination),

@@ -206,6 +206,7 @@ fn single_table_name(service: &Service, port: u16) -> String {
 fn tcp(cluster: String) -> Filters {
     Filters::Tcp(TcpManager {
         stat_prefix: cluster.clone(),
+        custom: Vec::new(),
         authz: Vec::new(),
         telemetry: true,
         cluster,

@@ -136,7 +136,7 @@ fn decode_parts(rules: Option<Rbac>, shadow: Option<Rbac>, prefix: &str) -> Resu
     })
 }
 
-fn encode_rules(action: Action, rules: &[Rule]) -> Rbac {
+pub(crate) fn encode_rules(action: Action, rules: &[Rule]) -> Rbac {
     let mut policies = HashMap::new();
     for rule in rules {
         let expr = canonical(&rule.expr);
@@ -177,7 +177,7 @@ fn encode_rules(action: Action, rules: &[Rule]) -> Rbac {
     }
 }
 
-fn decode_rules(mut proto: Rbac) -> Result<(Action, Vec<Rule>)> {
+pub(crate) fn decode_rules(mut proto: Rbac) -> Result<(Action, Vec<Rule>)> {
     let action = match rbac::Action::try_from(std::mem::take(&mut proto.action)) {
         Ok(rbac::Action::Allow) => Action::Allow,
         Ok(rbac::Action::Deny) => Action::Deny,

@@ -12,7 +12,7 @@ use mantlet_model::Secret;
 use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, PathNormalization, Reporter, RouteSource};
 use mantlet_model::names::Direction;
 
-use super::{access_log, authz, jwt, route};
+use super::{access_log, authz, ext_authz, jwt, route};
 use crate::Any;
 use crate::encode::{Dialect, Options};
 use crate::istio_proto::{alpn, stats};
@@ -131,6 +131,9 @@ const NORMALIZATIONS: [PathNormalization; 4] = [
 pub(crate) fn encode(model: &HttpManager, direction: Direction, options: &Options<'_>) -> HttpConnectionManager {
     let istio = options.dialect == Dialect::Istio;
     let mut filters = Vec::new();
+    for stage in &model.custom {
+        filters.extend(ext_authz::encode_http(stage).into_iter().map(|(n, any)| filter(n, any)));
+    }
     if let Some(jwt) = &model.jwt {
         filters.push(filter(JWT, pack(&jwt::encode(jwt, options))));
     }
@@ -197,6 +200,7 @@ pub(crate) fn encode(model: &HttpManager, direction: Direction, options: &Option
 /// Filters found, each at most once and in the fixed order.
 #[derive(Default)]
 struct Found {
+    custom: ext_authz::Stages,
     jwt: Option<mantlet_model::http::JwtAuthn>,
     authz: Vec<mantlet_model::authz::AuthzFilter>,
     alpn: bool,
@@ -223,8 +227,17 @@ fn take_filters(filters: Vec<HttpFilter>, direction: Direction, keys: &mut Vec<S
             found.jwt = Some(unpack(&any).and_then(|p| jwt::decode(p, keys)).at(&name)?);
             1
         } else if any.type_url.ends_with("envoy.extensions.filters.http.rbac.v3.RBAC") {
-            found.authz.push(unpack(&any).and_then(authz::decode_http).at(&name)?);
-            2
+            let rbac = unpack(&any).at(&name)?;
+            match found.custom.take_http_rules(rbac, last == 0).at(&name)? {
+                None => 0,
+                Some(rbac) => {
+                    found.authz.push(authz::decode_http(rbac).at(&name)?);
+                    2
+                }
+            }
+        } else if any.type_url.ends_with(".filters.http.ext_authz.v3.ExtAuthz") {
+            unpack(&any).and_then(|p| found.custom.take_http(p)).at(&name)?;
+            0
         } else if any.type_url.ends_with(".alpn.v2alpha1.FilterConfig") {
             let config: alpn::FilterConfig = unpack(&any).at(&name)?;
             expect(
@@ -250,7 +263,12 @@ fn take_filters(filters: Vec<HttpFilter>, direction: Direction, keys: &mut Vec<S
         expect(
             in_order,
             &name,
-            "out of order: jwt_authn, rbac, istio.alpn, istio.stats, router",
+            "out of order: ext_authz, jwt_authn, rbac, istio.alpn, istio.stats, router",
+        )?;
+        expect(
+            rank == 0 || found.custom.complete(),
+            &name,
+            "shadow rules of ext_authz without an ext_authz filter behind them",
         )?;
         last = last.max(rank);
     }
@@ -348,6 +366,7 @@ pub(crate) fn decode(
         websocket,
         // Absent is Envoy's default of five minutes.
         stream_idle_timeout_ms: take_ms(&mut proto.stream_idle_timeout, "stream_idle_timeout")?.unwrap_or(300_000),
+        custom: found.custom.finish(),
         jwt: found.jwt,
         authz: found.authz,
         istio_alpn: found.alpn,

@@ -16,7 +16,7 @@ use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, TcpMa
 use mantlet_model::names::Direction;
 use mantlet_model::{Listener, Secret};
 
-use super::{access_log, authz, http, tls};
+use super::{access_log, authz, ext_authz, http, tls};
 use crate::Any;
 use crate::encode::{Dialect, Options};
 use crate::istio_proto::stats;
@@ -171,11 +171,10 @@ fn network_filter(name: &str, config: Any) -> Filter {
 }
 
 fn tcp_filters(model: &TcpManager, dialect: Dialect) -> Vec<Filter> {
-    let mut out: Vec<_> = model
-        .authz
-        .iter()
-        .map(|a| network_filter(RBAC, pack(&authz::encode_network(a))))
-        .collect();
+    let custom = model.custom.iter().flat_map(ext_authz::encode_network);
+    let mut out: Vec<_> = custom.map(|(name, any)| network_filter(name, any)).collect();
+    let filters = model.authz.iter().map(authz::encode_network);
+    out.extend(filters.map(|a| network_filter(RBAC, pack(&a))));
     if model.telemetry && dialect == Dialect::Istio {
         out.push(network_filter(http::STATS, pack(&stats::PluginConfig::default())));
     }
@@ -308,6 +307,7 @@ fn take_chain(mut proto: ProtoChain, direction: Direction, keys: &mut Vec<Secret
 }
 
 fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut Vec<Secret>) -> Result<Filters> {
+    let mut custom = ext_authz::Stages::default();
     let mut authz = Vec::new();
     let mut telemetry = false;
     let mut out = None;
@@ -323,7 +323,13 @@ fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut V
         expect(out.is_none(), &name, "filter after the terminal one")?;
         if any.type_url.ends_with("envoy.extensions.filters.network.rbac.v3.RBAC") {
             expect(!telemetry, &name, "out of order: rbac, istio.stats, tcp_proxy")?;
-            authz.push(unpack(&any).and_then(authz::decode_network).at(&name)?);
+            let rbac = unpack(&any).at(&name)?;
+            if let Some(rbac) = custom.take_network_rules(rbac, authz.is_empty()).at(&name)? {
+                authz.push(authz::decode_network(rbac).at(&name)?);
+            }
+        } else if any.type_url.ends_with(".filters.network.ext_authz.v3.ExtAuthz") {
+            expect(!telemetry && authz.is_empty(), &name, "out of order: ext_authz, rbac, istio.stats, tcp_proxy")?;
+            unpack(&any).and_then(|p| custom.take_network(p)).at(&name)?;
         } else if any.type_url.ends_with("/stats.PluginConfig") {
             done(unpack::<stats::PluginConfig>(&any).at(&name)?).at(&name)?;
             telemetry = true;
@@ -332,7 +338,7 @@ fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut V
             .ends_with(".http_connection_manager.v3.HttpConnectionManager")
         {
             expect(
-                authz.is_empty() && !telemetry,
+                authz.is_empty() && !telemetry && custom.is_empty(),
                 &name,
                 "network filters before HTTP are not supported",
             )?;
@@ -344,8 +350,10 @@ fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut V
                 Some(ClusterSpecifier::Cluster(cluster)) => cluster,
                 _ => return fault(name, "only cluster is supported"),
             };
+            expect(custom.complete(), &name, "shadow rules of ext_authz without an ext_authz filter behind them")?;
             out = Some(Filters::Tcp(TcpManager {
                 stat_prefix: std::mem::take(&mut tcp.stat_prefix),
+                custom: std::mem::take(&mut custom).finish(),
                 authz: std::mem::take(&mut authz),
                 cluster,
                 idle_timeout_ms: take_ms(&mut tcp.idle_timeout, "idle_timeout").at(&name)?,

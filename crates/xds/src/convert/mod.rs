@@ -6,6 +6,7 @@ pub(crate) mod access_log;
 pub(crate) mod authz;
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
+pub(crate) mod ext_authz;
 pub(crate) mod http;
 pub(crate) mod jwt;
 pub(crate) mod listener;

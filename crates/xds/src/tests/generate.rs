@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use mantlet_model::authz::{Action, Atom, Attribute, AuthzFilter, Expr, Matcher, Rule};
 use mantlet_model::cluster::*;
 use mantlet_model::endpoint::{Endpoint, Endpoints, Health, WorkloadRef};
+use mantlet_model::ext_authz::*;
 use mantlet_model::http::*;
 use mantlet_model::listener::*;
 use mantlet_model::names::Direction;
@@ -433,7 +434,7 @@ fn http() -> impl Strategy<Value = HttpManager> {
             any::<bool>(),
             any::<bool>(),
             ms(),
-            of(jwt()),
+            (vec(stage(true), 0..3), of(jwt())),
             vec(filter(), 0..3),
             any::<bool>(),
             of(reporter),
@@ -452,7 +453,8 @@ fn http() -> impl Strategy<Value = HttpManager> {
             generate_request_id: b.0,
             websocket: b.1,
             stream_idle_timeout_ms: b.2,
-            jwt: b.3,
+            custom: b.3.0,
+            jwt: b.3.1,
             authz: b.4,
             istio_alpn: b.5,
             telemetry: b.6,
@@ -478,17 +480,24 @@ fn chain(http_only: bool) -> impl Strategy<Value = FilterChain> {
                 application_protocols,
             },
         );
-    let tcp = (name(), vec(filter(), 0..3), name(), of(ms()), any::<bool>()).prop_map(
-        |(stat_prefix, authz, cluster, idle_timeout_ms, telemetry)| {
+    let tcp = (
+        name(),
+        vec(stage(false), 0..3),
+        vec(filter(), 0..3),
+        name(),
+        of(ms()),
+        any::<bool>(),
+    )
+        .prop_map(|(stat_prefix, custom, authz, cluster, idle_timeout_ms, telemetry)| {
             Filters::Tcp(TcpManager {
                 stat_prefix,
+                custom,
                 authz,
                 cluster,
                 idle_timeout_ms,
                 telemetry,
             })
-        },
-    );
+        });
     let http = http().prop_map(|h| Filters::Http(Box::new(h)));
     let filters = if http_only {
         http.boxed()
@@ -677,5 +686,89 @@ pub(crate) fn filter() -> impl Strategy<Value = AuthzFilter> {
         enforced,
         rules: if enforced { rules } else { Vec::new() },
         shadow,
+    })
+}
+
+/// A CUSTOM stage; on TCP with gRPC providers and without what only HTTP has.
+fn stage(http: bool) -> impl Strategy<Value = CustomStage> {
+    let pattern = prop_oneof![
+        "[a-z-]{1,8}".prop_map(HeaderPattern::Exact),
+        "[a-z-]{1,8}".prop_map(HeaderPattern::Prefix),
+        "[a-z-]{1,8}".prop_map(HeaderPattern::Suffix)
+    ];
+    let patterns = || vec(pattern.clone(), 0..3);
+    let check = (
+        "[a-z.]{1,12}",
+        "(/[a-z]{1,5})?",
+        patterns(),
+        vec(("[a-z-]{1,8}", "[ -~]{0,8}"), 0..3),
+        patterns(),
+        patterns(),
+        patterns(),
+    )
+        .prop_map(|(host, path_prefix, request, add_headers, upstream, deny, allow)| {
+            CheckProtocol::Http(HttpCheck {
+                host,
+                path_prefix,
+                request_headers: request,
+                add_headers,
+                upstream_headers: upstream,
+                deny_headers: deny,
+                allow_headers: allow,
+            })
+        });
+    let grpc = name().prop_map(|authority| CheckProtocol::Grpc { authority });
+    let protocol = if http {
+        prop_oneof![check, grpc].boxed()
+    } else {
+        grpc.boxed()
+    };
+    let body = (1..100_000u32, any::<bool>(), any::<bool>()).prop_map(|(max_bytes, allow_partial, as_bytes)| {
+        BodyInCheck {
+            max_bytes,
+            allow_partial,
+            as_bytes,
+        }
+    });
+    let ask = (
+        prop_oneof![Just(String::new()), "[a-z]([a-z0-9-]{0,8}[a-z])?"],
+        name(),
+        protocol,
+        ms(),
+        any::<bool>(),
+        of(Just(503u16)),
+        of(body),
+    )
+        .prop_map(
+            move |(provider, cluster, protocol, timeout_ms, fail_open, status_on_error, body)| {
+                Then::Ask(Box::new(ExtAuthz {
+                    provider,
+                    cluster,
+                    protocol,
+                    timeout_ms,
+                    fail_open,
+                    status_on_error: status_on_error.filter(|_| http),
+                    body: body.filter(|_| http),
+                }))
+            },
+        );
+    (rules(), prop_oneof![Just(Then::Deny), ask]).prop_map(|(mut rules, then)| {
+        if rules.is_empty() && then == Then::Deny {
+            rules.push(Rule {
+                id: "ns[a]-policy[b]-rule[0]".into(),
+                expr: Expr::never(),
+            });
+        }
+        let provider = match &then {
+            Then::Ask(ask) => ask.provider.clone(),
+            Then::Deny => "any".into(),
+        };
+        for rule in &mut rules {
+            rule.id = match provider.as_str() {
+                "" => format!("istio-ext-authz-{}", rule.id),
+                provider => format!("istio-ext-authz-{provider}-{}", rule.id),
+            };
+        }
+        CustomStage { rules, then }
     })
 }

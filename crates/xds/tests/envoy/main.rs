@@ -279,6 +279,7 @@ fn http(authz: Vec<AuthzFilter>, log: &Path) -> HttpManager {
                 claim_headers: vec![],
             }],
         }),
+        custom: Vec::new(),
         authz,
         istio_alpn: true,
         telemetry: Some(Reporter::Destination),
@@ -478,6 +479,7 @@ fn outbound(snapshot: &mut ProxySnapshot, port: u16) {
     };
     let tcp = TcpManager {
         stat_prefix: "tcp".into(),
+        custom: Vec::new(),
         authz: vec![AuthzFilter {
             action: Action::Deny,
             enforced: true,
