@@ -13,6 +13,7 @@ mod files;
 mod inspect;
 mod install;
 mod lab;
+mod world;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -5,6 +5,7 @@
 //! looked at. No clock, no I/O, and no object is kept in full: only what translation reads.
 
 pub mod keys;
+pub mod object;
 pub mod service;
 pub mod workload;
 
