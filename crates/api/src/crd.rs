@@ -157,6 +157,18 @@ fn schemas() -> &'static BTreeMap<&'static str, Value> {
             ("WasmPlugin", schema_of::<crate::WasmPlugin>()),
             ("WorkloadEntry", schema_of::<crate::WorkloadEntry>()),
             ("WorkloadGroup", schema_of::<crate::WorkloadGroup>()),
+            ("MeshPolicy", schema_of::<crate::legacy::authn::MeshPolicy>()),
+            ("Policy", schema_of::<crate::legacy::authn::Policy>()),
+            ("ServiceRole", schema_of::<crate::legacy::rbac::ServiceRole>()),
+            (
+                "ServiceRoleBinding",
+                schema_of::<crate::legacy::rbac::ServiceRoleBinding>(),
+            ),
+            (
+                "ClusterRbacConfig",
+                schema_of::<crate::legacy::rbac::ClusterRbacConfig>(),
+            ),
+            ("RbacConfig", schema_of::<crate::legacy::rbac::RbacConfig>()),
         ])
     })
 }
@@ -176,10 +188,13 @@ pub fn mesh_config_schema() -> &'static Value {
 
 /// The CustomResourceDefinition of a kind.
 pub fn of(kind: &Kind) -> Value {
-    let spec_schema = schemas()
+    let mut spec_schema = schemas()
         .get(kind.kind)
         .cloned()
         .unwrap_or_else(|| json!({ "type": "object" }));
+    if crate::legacy::is_legacy(kind) {
+        crate::legacy::schema::loosen(&mut spec_schema);
+    }
     let needs_spec = spec_schema.get("required").is_some();
     let mut schema = json!({
         "type": "object",
@@ -231,7 +246,7 @@ pub fn of(kind: &Kind) -> Value {
         "spec": {
             "group": kind.group,
             "names": names,
-            "scope": "Namespaced",
+            "scope": if kind.cluster_scoped() { "Cluster" } else { "Namespaced" },
             "versions": versions,
         },
     })

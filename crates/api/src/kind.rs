@@ -43,6 +43,11 @@ impl Kind {
         format!("{}/{}", self.group, self.versions[0])
     }
 
+    /// True when its objects have no namespace.
+    pub fn cluster_scoped(&self) -> bool {
+        matches!(self.kind, "MeshPolicy" | "ClusterRbacConfig")
+    }
+
     /// True when `api_version` is one of the kind's.
     pub fn serves(&self, api_version: &str) -> bool {
         api_version
@@ -88,6 +93,12 @@ pub const KINDS: &[Kind] = &[
     WASM_PLUGIN,
     WORKLOAD_ENTRY,
     WORKLOAD_GROUP,
+    MESH_POLICY,
+    POLICY,
+    SERVICE_ROLE,
+    SERVICE_ROLE_BINDING,
+    CLUSTER_RBAC_CONFIG,
+    RBAC_CONFIG,
 ];
 
 /// AuthorizationPolicy.
@@ -265,6 +276,67 @@ pub const WORKLOAD_GROUP: Kind = Kind {
     versions: THREE,
     columns: &[AGE],
 };
+
+const fn former(
+    kind: &'static str,
+    group: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    columns: &'static [Column],
+) -> Kind {
+    Kind {
+        kind,
+        group,
+        plural,
+        singular,
+        short_names: &[],
+        versions: &["v1alpha1"],
+        columns,
+    }
+}
+
+/// MeshPolicy, the former mesh-wide PeerAuthentication.
+pub const MESH_POLICY: Kind = former(
+    "MeshPolicy",
+    crate::legacy::AUTHENTICATION,
+    "meshpolicies",
+    "meshpolicy",
+    &[],
+);
+
+/// Policy, the former PeerAuthentication and RequestAuthentication.
+pub const POLICY: Kind = former("Policy", crate::legacy::AUTHENTICATION, "policies", "policy", &[]);
+
+/// ServiceRole, half of a former AuthorizationPolicy.
+pub const SERVICE_ROLE: Kind = former("ServiceRole", crate::legacy::RBAC, "serviceroles", "servicerole", &[]);
+
+/// ServiceRoleBinding, the other half.
+pub const SERVICE_ROLE_BINDING: Kind = former(
+    "ServiceRoleBinding",
+    crate::legacy::RBAC,
+    "servicerolebindings",
+    "servicerolebinding",
+    &[
+        column(
+            "Reference",
+            ".spec.roleRef.name",
+            "The ServiceRole that is given to the subjects.",
+        ),
+        AGE,
+    ],
+);
+
+/// ClusterRbacConfig, where the former authorization is in force.
+pub const CLUSTER_RBAC_CONFIG: Kind = former(
+    "ClusterRbacConfig",
+    crate::legacy::RBAC,
+    "clusterrbacconfigs",
+    "clusterrbacconfig",
+    &[],
+);
+
+/// RbacConfig, the ClusterRbacConfig of still earlier days.
+pub const RBAC_CONFIG: Kind = former("RbacConfig", crate::legacy::RBAC, "rbacconfigs", "rbacconfig", &[]);
 
 /// The row of a kind by its name and, if given, its apiVersion (any served one).
 pub fn find(kind: &str, api_version: &str) -> Option<&'static Kind> {

@@ -16,6 +16,7 @@ pub mod duration;
 pub mod envoy_filter;
 pub mod gateway;
 pub mod kind;
+pub mod legacy;
 pub mod mesh_config;
 pub mod names;
 pub mod object;

@@ -29,6 +29,10 @@ pub fn object(value: &Value) -> Vec<Diagnostic> {
         return vec![Diagnostic::new(Code::UNKNOWN_KIND, Severity::Error, "kind", message).with_hint(hint)];
     };
     let mut findings = top_level(value, row.kind);
+    if crate::legacy::is_legacy(row) {
+        findings.extend(crate::legacy::validate(row, value));
+        return findings;
+    }
     findings.extend(match row.kind {
         "AuthorizationPolicy" => typed::<AuthorizationPolicy>(value),
         "DestinationRule" => typed::<DestinationRule>(value),

@@ -56,6 +56,7 @@ fn schemas_are_structural() {
                 "pattern",
                 "x-kubernetes-validations",
                 "x-kubernetes-preserve-unknown-fields",
+                "nullable",
             ];
             assert!(known.contains(&key.as_str()), "{at}: keyword {key} is not allowed");
         }

@@ -138,7 +138,8 @@ pub fn validating(revision: &str, namespace: &str) -> Value {
             "rules": [{
                 "operations": ["CREATE", "UPDATE"],
                 "apiGroups": [
-                    "security.istio.io", "networking.istio.io", "telemetry.istio.io", "extensions.istio.io"
+                    "security.istio.io", "networking.istio.io", "telemetry.istio.io", "extensions.istio.io",
+                    "authentication.istio.io", "rbac.istio.io"
                 ],
                 "apiVersions": ["*"],
                 "resources": ["*"],

@@ -45,6 +45,8 @@ pub(super) fn istiod(spec: &Spec) -> Vec<Value> {
         "security.istio.io",
         "telemetry.istio.io",
         "extensions.istio.io",
+        "authentication.istio.io",
+        "rbac.istio.io",
     ];
     vec![
         json!({
