@@ -35,6 +35,10 @@ pub struct Options {
     /// DNS domain of the cluster.
     #[arg(long, default_value = "cluster.local")]
     pub domain: String,
+    /// Whether policies may name several external authorizers for one workload.
+    #[arg(long, env = "PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS", default_value = "false", hide = true,
+          action = clap::ArgAction::Set)]
+    pub multiple_custom_providers: bool,
     /// Keep-alive of gRPC connections; accepted for compatibility.
     #[arg(long = "keepaliveMaxServerConnectionAge", hide = true)]
     pub keepalive_max_server_connection_age: Option<String>,

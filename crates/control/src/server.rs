@@ -28,6 +28,9 @@ use crate::discovery::metrics::PilotMetrics;
 use crate::discovery::secrets::{self, SecretWants};
 use crate::discovery::status;
 use crate::discovery::watch::Watches;
+use crate::jwks::Resolver;
+use crate::jwks::fetch::Fetcher;
+use crate::jwks::options::JwksOptions;
 use crate::options::Options;
 use crate::webhook::config::InjectorConfig;
 use crate::webhook::{Webhooks, ca_bundle};
@@ -64,6 +67,9 @@ pub enum StartError {
     /// A setting of the environment is bad.
     #[error(transparent)]
     Options(#[from] OptionError),
+    /// No TLS configuration for fetching key sets.
+    #[error("fetching key sets: {0}")]
+    Fetcher(rustls::Error),
     /// The certificate authority has no usable material.
     #[error("certificate authority: {0}")]
     Ca(#[from] CaLoadError),
@@ -167,7 +173,19 @@ pub async fn start(
     tasks.spawn(secrets::run(client.clone(), hub.clone(), requests));
     let (jobs, statuses) = mpsc::unbounded_channel();
     tasks.spawn(status::run(client.clone(), hub.clone(), board.clone(), statuses));
+    let jwks = JwksOptions::from_env()?;
+    let fetcher = Fetcher::new(&jwks).map_err(StartError::Fetcher)?;
+    let sink = hub.clone();
+    let (keys, task) = Resolver::new(
+        &jwks,
+        fetcher,
+        hub.key_needs(),
+        &registry,
+        Box::new(move |update| sink.change(move |world| update.apply(world))),
+    );
+    tasks.spawn(task.run());
     let watches = Watches {
+        keys: keys.clone(),
         client: client.clone(),
         hub: hub.clone(),
         board: board.clone(),
@@ -306,6 +324,7 @@ async fn read_mesh(client: &Client, options: &Options) -> Result<Mesh, StartErro
         root_namespace: options.namespace.clone(),
         cluster: options.cluster_id.clone(),
         domain: options.domain.clone(),
+        multiple_custom_providers: options.multiple_custom_providers,
         ..Mesh::default()
     };
     match found {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mantlet_api::gateway::{Server, ServerTlsMode, ServerTlsSettings, TlsProtocol};
 use mantlet_model::ProxySnapshot;
 use mantlet_model::authz::AuthzFilter;
+use mantlet_model::ext_authz::CustomStage;
 use mantlet_model::http::{ForwardedClientCert, HttpManager};
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport};
 use mantlet_model::names::{self, ClusterName, Direction};
@@ -43,6 +44,8 @@ pub fn build(
         world,
         client: Client { namespace, labels },
         workload,
+        http_custom: authz::custom(world, target, Form::Http),
+        tcp_custom: authz::custom(world, target, Form::Tcp),
         http_authz: authz::filters(world, target, Form::Http),
         tcp_authz: authz::filters(world, target, Form::Tcp),
         listeners: BTreeMap::new(),
@@ -62,6 +65,8 @@ struct Builder<'a> {
     world: &'a World,
     client: Client<'a>,
     workload: Option<&'a Workload>,
+    http_custom: Vec<CustomStage>,
+    tcp_custom: Vec<CustomStage>,
     http_authz: Vec<AuthzFilter>,
     tcp_authz: Vec<AuthzFilter>,
     /// Chains by listening port.
@@ -210,7 +215,7 @@ impl Builder<'_> {
             trusted_hops: mesh.gateway_trusted_hops,
             forwarded_client_cert: ForwardedClientCert::SanitizeSet,
             server_name: "istio-envoy".into(),
-            custom: Vec::new(),
+            custom: self.http_custom.clone(),
             authz: self.http_authz.clone(),
             ..route::outbound_manager(mesh, format!("outbound_0.0.0.0_{number};"), table.to_string())
         };
@@ -264,7 +269,7 @@ impl Builder<'_> {
                         tls: None,
                         filters: Filters::Tcp(TcpManager {
                             stat_prefix: cluster.clone(),
-                            custom: Vec::new(),
+                            custom: self.tcp_custom.clone(),
                             authz: self.tcp_authz.clone(),
                             cluster: cluster.clone(),
                             idle_timeout_ms: None,
@@ -327,6 +332,8 @@ impl Builder<'_> {
         let mut out = ProxySnapshot::default();
         let mesh = self.world.mesh();
         let mut wanted: BTreeSet<String> = BTreeSet::new();
+        let custom = self.http_custom.iter().chain(&self.tcp_custom);
+        wanted.extend(custom.filter_map(CustomStage::cluster).map(str::to_string));
         for (port, chains) in self.listeners {
             let inspects = chains
                 .iter()

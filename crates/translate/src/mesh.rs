@@ -4,14 +4,14 @@
 
 use mantlet_api::MeshConfig;
 use mantlet_api::gateway::TlsProtocol;
-use mantlet_api::mesh_config::{AccessLogEncoding, InboundTrafficMode, NormalizationType};
+use mantlet_api::mesh_config::{AccessLogEncoding, ExtensionProvider, InboundTrafficMode, NormalizationType};
 use mantlet_api::sidecar::OutboundTrafficMode;
 use mantlet_model::http::PathNormalization;
 use mantlet_model::listener::AccessLog;
 use mantlet_model::tls::TlsVersion;
 
 /// Settings of the mesh.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mesh {
     /// Namespace whose policies are mesh-wide.
     pub root_namespace: String,
@@ -45,6 +45,11 @@ pub struct Mesh {
     pub inbound_passthrough: bool,
     /// Trusted proxies in front of gateways.
     pub gateway_trusted_hops: u32,
+    /// External authorizers and others, by name; the first use of a name that occurs twice is no better than the second.
+    pub providers: Vec<ExtensionProvider>,
+    /// Whether policies may name several external authorizers for one workload (istiod's
+    /// `PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS`, S2.143).
+    pub multiple_custom_providers: bool,
 }
 
 impl Default for Mesh {
@@ -66,6 +71,8 @@ impl Default for Mesh {
             normalization: PathNormalization::Base,
             inbound_passthrough: true,
             gateway_trusted_hops: 0,
+            providers: Vec::new(),
+            multiple_custom_providers: false,
         }
     }
 }
@@ -110,6 +117,7 @@ impl Mesh {
                 .as_ref()
                 .map(|t| t.num_trusted_proxies)
                 .unwrap_or_default(),
+            providers: config.extension_providers.clone(),
             ..defaults
         }
     }

@@ -5,7 +5,8 @@ mod support;
 use std::collections::BTreeMap;
 
 use mantlet_model::authz::{Connection, Engine, HttpView, Verdict};
-use mantlet_translate::authz::{Form, Target, filters};
+use mantlet_model::ext_authz::{CustomStage, Then};
+use mantlet_translate::authz::{Form, Target, custom, filters};
 use mantlet_translate::world::World;
 use support::world;
 
@@ -83,7 +84,13 @@ impl Case {
             destination: format!("10.0.0.1:{port}").parse().unwrap(),
             sni: None,
         };
-        engine.decide(&connection, request.map(|r| r as &dyn HttpView)).verdict == Verdict::Allowed
+        let view = request.map(|r| r as &dyn HttpView);
+        // Nobody is there to be asked in these worlds, so every CUSTOM stage denies.
+        let custom = custom(&self.world, target, form);
+        assert!(custom.iter().all(|s| s.then == Then::Deny), "{custom:?}");
+        let stages: Vec<_> = custom.iter().map(CustomStage::selector).collect();
+        Engine::new(&stages).decide(&connection, view).verdict == Verdict::Allowed
+            && engine.decide(&connection, view).verdict == Verdict::Allowed
     }
 
     fn http(&self, peer: Option<&str>, request: Request) -> bool {

@@ -63,15 +63,19 @@ fn run(text: &str) -> Value {
 
 fn show(world: &World, node: &ProxyNode, snapshot: &ProxySnapshot, wanted: &str, out: &mut Map<String, Value>) {
     let (section, pattern) = wanted.split_once('/').unwrap();
-    if section == "authz" {
+    if section == "authz" || section == "custom" {
         let form = if pattern == "tcp" { Form::Tcp } else { Form::Http };
         let target = Target {
             namespace: &node.namespace,
             labels: &node.labels,
             gateway: node.kind == NodeKind::Router,
         };
-        let filters = authz::filters(world, target, form);
-        out.insert(wanted.to_string(), serde_json::to_value(filters).unwrap());
+        let shown = if section == "authz" {
+            serde_json::to_value(authz::filters(world, target, form))
+        } else {
+            serde_json::to_value(authz::custom(world, target, form))
+        };
+        out.insert(wanted.to_string(), shown.unwrap());
         return;
     }
     let all = serde_json::to_value(snapshot).unwrap();

@@ -24,8 +24,10 @@ use tokio::task::JoinSet;
 
 use super::board::Board;
 use super::hub::Hub;
+use super::lanes::{Lanes, Wait};
 use super::metrics::PilotMetrics;
 use super::status::StatusJob;
+use crate::jwks::Resolver;
 
 /// What the watches need.
 #[derive(Clone)]
@@ -46,6 +48,8 @@ pub struct Watches {
     pub namespace: String,
     /// Name of the mesh ConfigMap (`istio`, or `istio-<revision>`).
     pub mesh_configmap: String,
+    /// Told which key sets RequestAuthentications are about to name.
+    pub keys: Resolver,
     /// What the mesh configuration does not say: cluster id, cluster domain, namespace.
     pub base: Mesh,
 }
@@ -66,7 +70,8 @@ impl Watches {
                 Box::new(move |w: &mut World| w.set_service(&service))
             },
             |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_service(&ns, &name)),
-            |_, _| (),
+            |_, _| None,
+            |_| None,
         ));
         tasks.spawn(self.clone().follow(
             Api::<EndpointSlice>::all(client.clone()),
@@ -77,7 +82,8 @@ impl Watches {
                 Box::new(move |w: &mut World| w.set_slice(&slice))
             },
             |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_slice(&ns, &name)),
-            |_, _| (),
+            |_, _| None,
+            |_| None,
         ));
         tasks.spawn(self.clone().follow(
             Api::<Pod>::all(client.clone()),
@@ -88,7 +94,8 @@ impl Watches {
                 Box::new(move |w: &mut World| w.set_pod(&pod))
             },
             |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_pod(&ns, &name)),
-            |_, _| (),
+            |_, _| None,
+            |_| None,
         ));
         let mesh_only = all().fields(&format!("metadata.name={}", self.mesh_configmap));
         tasks.spawn(self.clone().follow(
@@ -106,7 +113,8 @@ impl Watches {
                 let mesh = watches.base.clone();
                 Box::new(move |w: &mut World| w.set_mesh(mesh))
             },
-            |_, _| (),
+            |_, _| None,
+            |_| None,
         ));
         for kind in Kind::ALL {
             let (group, version, plural) = kind.resource();
@@ -125,10 +133,8 @@ impl Watches {
                     }
                 },
                 move |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_config(kind, &ns, &name)),
-                move |object: &DynamicObject, watches: &Watches| {
-                    // Without a status writer nobody is told.
-                    let _ = watches.status.send(StatusJob::look(kind, object));
-                },
+                move |object: &DynamicObject, watches: &Watches| watches.first_keys(kind, object),
+                move |object: &DynamicObject| Some(StatusJob::look(kind, object)),
             ));
         }
         tasks
@@ -141,7 +147,8 @@ impl Watches {
         what: &'static str,
         set: impl Fn(&K, &Watches) -> Box<dyn FnOnce(&mut World) -> Effect + Send> + Send,
         remove: impl Fn(String, String, &Watches) -> Box<dyn FnOnce(&mut World) -> Effect + Send> + Send,
-        then: impl Fn(&K, &Watches) + Send,
+        before: impl Fn(&K, &Watches) -> Option<Wait> + Send,
+        job: impl Fn(&K) -> Option<StatusJob> + Send,
     ) where
         K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
@@ -150,34 +157,50 @@ impl Watches {
         let mut listed: BTreeSet<(String, String)> = BTreeSet::new();
         let mut events = watcher(api, config).default_backoff().boxed();
         let key = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
+        let mut lanes = Lanes::default();
+        let land = |object: &K| {
+            let (hub, board, status) = (self.hub.clone(), self.board.clone(), self.status.clone());
+            let (change, job) = (set(object, &self), job(object));
+            let version = object.meta().resource_version.clone();
+            move || {
+                hub.change(change);
+                board.saw(what, version.as_deref());
+                // Without a status writer nobody is told.
+                job.map(|job| status.send(job));
+            }
+        };
+        let leave = |namespace: String, name: String| {
+            let (hub, change) = (self.hub.clone(), remove(namespace, name, &self));
+            move || hub.change(change)
+        };
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => listed.clear(),
                 Ok(Event::InitApply(object)) => {
                     listed.insert(key(&object));
-                    self.hub.change(set(&object, &self));
-                    self.board.saw(what, object.meta().resource_version.as_deref());
-                    then(&object, &self);
+                    lanes.run(key(&object), before(&object, &self), land(&object));
                 }
                 Ok(Event::InitDone) => {
                     for (namespace, name) in known.difference(&listed) {
-                        self.hub.change(remove(namespace.clone(), name.clone(), &self));
+                        let gone = (namespace.clone(), name.clone());
+                        lanes.run(gone, None, leave(namespace.clone(), name.clone()));
                     }
                     known = std::mem::take(&mut listed);
+                    if pending.is_some() {
+                        lanes.settled().await;
+                    }
                     self.synced(&mut pending).await;
                 }
                 Ok(Event::Apply(object)) => {
                     self.metrics.inbound_updates.with(&[what]).inc();
                     known.insert(key(&object));
-                    self.hub.change(set(&object, &self));
-                    self.board.saw(what, object.meta().resource_version.as_deref());
-                    then(&object, &self);
+                    lanes.run(key(&object), before(&object, &self), land(&object));
                 }
                 Ok(Event::Delete(object)) => {
                     self.metrics.inbound_updates.with(&[what]).inc();
                     let (namespace, name) = key(&object);
                     known.remove(&(namespace.clone(), name.clone()));
-                    self.hub.change(remove(namespace, name, &self));
+                    lanes.run(key(&object), None, leave(namespace, name));
                 }
                 Err(error) => {
                     if is_unknown_kind(&error) {
@@ -189,6 +212,17 @@ impl Watches {
                 }
             }
         }
+    }
+
+    /// The first fetch of the key sets that an object names, if it names any. Keys of issuers that are known already are there at
+    /// once.
+    fn first_keys(&self, kind: Kind, object: &DynamicObject) -> Option<Wait> {
+        // What a world with this object alone would ask for.
+        let mut world = World::default();
+        world.set_config(kind, &serde_json::to_value(object).ok()?);
+        let needs = world.needed_key_sets();
+        let keys = self.keys.clone();
+        (!needs.is_empty()).then(|| -> Wait { Box::pin(async move { keys.announce(needs).await }) })
     }
 
     /// Ready once the hub has taken over what was listed.
@@ -226,5 +260,6 @@ pub(crate) fn read_mesh(map: &ConfigMap, base: &Mesh) -> Result<Mesh, String> {
     let mut mesh = Mesh::from_config(&config);
     mesh.cluster.clone_from(&base.cluster);
     mesh.domain.clone_from(&base.domain);
+    mesh.multiple_custom_providers = base.multiple_custom_providers;
     Ok(mesh)
 }

@@ -214,6 +214,7 @@ impl Cluster {
             revision: "default".into(),
             cluster_id: "Kubernetes".into(),
             domain: "cluster.local".into(),
+            multiple_custom_providers: false,
             keepalive_max_server_connection_age: None,
             log_output_level: "default:info".into(),
             log_as_json: false,

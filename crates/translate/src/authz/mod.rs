@@ -4,6 +4,7 @@
 //! be understood narrows ALLOW (the rule goes) and widens everything else (the value goes); a policy that cannot be
 //! read at all denies on its target. What was given up is told as a [`Problem`], for the policy's status and the log.
 
+mod custom;
 mod values;
 
 use std::collections::BTreeMap;
@@ -11,8 +12,10 @@ use std::collections::BTreeMap;
 use mantlet_api::authorization_policy::{Action as ApiAction, Condition, Operation, Rule as ApiRule, Source};
 use mantlet_api::{AuthorizationPolicy, PolicyTargetReference, WorkloadSelector};
 use mantlet_model::authz::{Action, Attribute, AuthzFilter, Expr, Matcher, Rule};
+use mantlet_model::ext_authz::ID_PREFIX;
 
 use crate::world::{Config, World};
+pub use custom::custom;
 use values::{Bad, Values};
 
 /// Label of gateway pods that belong to a Kubernetes Gateway (S2.5).
@@ -49,13 +52,17 @@ pub struct Problem {
     pub message: String,
 }
 
-/// The filters of a workload, in the order AUDIT, DENY, ALLOW (S2.25). Empty when no policy is bound.
+/// The filters of a workload, in the order AUDIT, DENY, ALLOW (S2.25). Empty when no policy is bound. CUSTOM policies come
+/// before and apart: [`custom()`].
 pub fn filters(world: &World, target: Target<'_>, form: Form) -> Vec<AuthzFilter> {
     let mut audit = Collected::default();
     let mut deny = Collected::default();
     let mut allow = Collected::default();
 
     for policy in bound(world, target) {
+        if policy.broken.is_none() && policy.spec.action == ApiAction::Custom {
+            continue;
+        }
         let mut problems = Vec::new();
         let translated = translate(world, policy, form, &mut problems);
         let collected = match translated.action {
@@ -104,6 +111,9 @@ pub fn filters(world: &World, target: Target<'_>, form: Form) -> Vec<AuthzFilter
 pub fn problems(world: &World, policy: &Config<AuthorizationPolicy>) -> Vec<Problem> {
     let mut problems = Vec::new();
     translate(world, policy, Form::Http, &mut problems);
+    if policy.broken.is_none() && policy.spec.action == ApiAction::Custom {
+        custom::provider_problems(world, policy, &mut problems);
+    }
     problems.sort();
     problems.dedup();
     problems
@@ -209,11 +219,15 @@ fn translate(
         ApiAction::Deny => (Action::Deny, dry_run == Some(true)),
         ApiAction::Audit => (Action::Log, false),
         ApiAction::Custom => {
-            problems.push(Problem {
-                rule: None,
-                message: "action CUSTOM is not supported yet; requests that match its rules are denied".into(),
-            });
-            (Action::Deny, false)
+            if dry_run == Some(true) {
+                problems.push(Problem {
+                    rule: None,
+                    message: format!(
+                        "annotation {DRY_RUN} has no meaning for CUSTOM; requests that match its rules are denied"
+                    ),
+                });
+            }
+            (Action::Deny, dry_run == Some(true))
         }
     };
     let context = Context {
@@ -230,16 +244,11 @@ fn translate(
             continue;
         };
         let id = match policy.spec.action {
-            // Istio's id for CUSTOM policies whose provider cannot be asked (S2.142, S2.93).
-            ApiAction::Custom => {
-                let provider = policy
-                    .spec
-                    .provider
-                    .as_ref()
-                    .map(|p| p.name.as_str())
-                    .unwrap_or_default();
-                format!("istio-ext-authz-{provider}-{}-deny-due-to-bad-CUSTOM-action", id(index))
-            }
+            // The provider's name stands in the id, by which Envoy finds out whom to ask (S2.93, S2.140).
+            ApiAction::Custom => match custom::provider_of(policy) {
+                "" => format!("{ID_PREFIX}-{}", id(index)),
+                provider => format!("{ID_PREFIX}-{provider}-{}", id(index)),
+            },
             _ => id(index),
         };
         rules.push(Rule { id, expr });

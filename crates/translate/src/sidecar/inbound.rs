@@ -11,6 +11,7 @@ use mantlet_model::ProxySnapshot;
 use mantlet_model::authz::AuthzFilter;
 use mantlet_model::cluster::{Balancer, Cluster, Discovery, UpstreamProtocol};
 use mantlet_model::endpoint::{Endpoint, Health};
+use mantlet_model::ext_authz::CustomStage;
 use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, Reporter, RouteSource};
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport};
 use mantlet_model::names::{
@@ -55,6 +56,8 @@ pub fn build(
     let builder = Builder {
         mesh,
         modes: peer_authentication::effective(world, namespace, labels),
+        http_custom: authz::custom(world, target, Form::Http),
+        tcp_custom: authz::custom(world, target, Form::Tcp),
         http_authz: authz::filters(world, target, Form::Http),
         tcp_authz: authz::filters(world, target, Form::Tcp),
     };
@@ -110,6 +113,8 @@ fn workload_ports(
 struct Builder<'a> {
     mesh: &'a Mesh,
     modes: Effective,
+    http_custom: Vec<CustomStage>,
+    tcp_custom: Vec<CustomStage>,
     http_authz: Vec<AuthzFilter>,
     tcp_authz: Vec<AuthzFilter>,
 }
@@ -284,7 +289,7 @@ impl Builder<'_> {
                 } else {
                     Filters::Tcp(TcpManager {
                         stat_prefix: stat_prefix.to_string(),
-                        custom: Vec::new(),
+                        custom: self.tcp_custom.clone(),
                         authz: self.tcp_authz.clone(),
                         cluster: cluster.to_string(),
                         idle_timeout_ms: None,
@@ -313,7 +318,7 @@ impl Builder<'_> {
             websocket: true,
             stream_idle_timeout_ms: 0,
             jwt: None,
-            custom: Vec::new(),
+            custom: self.http_custom.clone(),
             authz: self.http_authz.clone(),
             istio_alpn: false,
             telemetry: Some(Reporter::Destination),

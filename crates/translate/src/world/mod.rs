@@ -590,6 +590,11 @@ impl World {
         choose_service(self.hosts.get(host)?, namespace)
     }
 
+    /// All services of a host, whoever sees them, best first.
+    pub fn services_of_host(&self, host: &str) -> &[Arc<Service>] {
+        self.hosts.get(host).map_or(&[], Vec::as_slice)
+    }
+
     /// All services that a client in `namespace` sees, one per host, in the order of hosts.
     pub fn visible_services(&self, namespace: &str) -> impl Iterator<Item = &Arc<Service>> {
         self.hosts

@@ -52,10 +52,7 @@ pub(crate) fn encode_http(stage: &CustomStage) -> Vec<(&'static str, Any)> {
                 shadow_rules_stat_prefix: SHADOW_PREFIX.into(),
                 ..HttpRbac::default()
             };
-            vec![
-                (HTTP_RBAC, pack(&rbac)),
-                (HTTP_EXT_AUTHZ, pack(&http_filter(provider))),
-            ]
+            vec![(HTTP_RBAC, pack(&rbac)), (HTTP_EXT_AUTHZ, pack(&http_filter(provider)))]
         }
     }
 }
@@ -112,7 +109,10 @@ fn enabled(filter: &str, provider: &str) -> MetadataMatcher {
 fn take_enabled(field: &mut Option<MetadataMatcher>, filter: &str) -> Result<String> {
     const PLACE: &str = "filter_enabled_metadata";
     let Some(found) = field.take() else {
-        return fault(PLACE, "missing: only ext_authz that is enabled by shadow rules is supported");
+        return fault(
+            PLACE,
+            "missing: only ext_authz that is enabled by shadow rules is supported",
+        );
     };
     let prefix = match found.value.as_ref().and_then(|v| v.match_pattern.as_ref()) {
         Some(value_matcher::MatchPattern::StringMatch(StringMatcher {
@@ -126,7 +126,11 @@ fn take_enabled(field: &mut Option<MetadataMatcher>, filter: &str) -> Result<Str
         Some(rest) if rest.len() > 1 && rest.starts_with('-') => rest[1..].to_string(),
         _ => return fault(PLACE, format!("{prefix:?} is no prefix of CUSTOM policies")),
     };
-    expect(found == enabled(filter, &provider), PLACE, "not the one that Istio writes")?;
+    expect(
+        found == enabled(filter, &provider),
+        PLACE,
+        "not the one that Istio writes",
+    )?;
     Ok(provider)
 }
 
@@ -350,7 +354,11 @@ impl Stages {
     }
 
     fn deny(&mut self, rules: Vec<Rule>) -> Result<()> {
-        expect(self.complete(), "rules", "between shadow rules and their ext_authz filter")?;
+        expect(
+            self.complete(),
+            "rules",
+            "between shadow rules and their ext_authz filter",
+        )?;
         self.done.push(CustomStage {
             rules,
             then: Then::Deny,
@@ -386,7 +394,11 @@ impl Stages {
         let body = match proto.with_request_body.take() {
             None => None,
             Some(body) => {
-                expect(body.max_request_bytes > 0, "with_request_body.max_request_bytes", "missing")?;
+                expect(
+                    body.max_request_bytes > 0,
+                    "with_request_body.max_request_bytes",
+                    "missing",
+                )?;
                 Some(BodyInCheck {
                     max_bytes: body.max_request_bytes,
                     allow_partial: body.allow_partial_message,

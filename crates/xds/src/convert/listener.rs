@@ -328,7 +328,11 @@ fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut V
                 authz.push(authz::decode_network(rbac).at(&name)?);
             }
         } else if any.type_url.ends_with(".filters.network.ext_authz.v3.ExtAuthz") {
-            expect(!telemetry && authz.is_empty(), &name, "out of order: ext_authz, rbac, istio.stats, tcp_proxy")?;
+            expect(
+                !telemetry && authz.is_empty(),
+                &name,
+                "out of order: ext_authz, rbac, istio.stats, tcp_proxy",
+            )?;
             unpack(&any).and_then(|p| custom.take_network(p)).at(&name)?;
         } else if any.type_url.ends_with("/stats.PluginConfig") {
             done(unpack::<stats::PluginConfig>(&any).at(&name)?).at(&name)?;
@@ -350,7 +354,11 @@ fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut V
                 Some(ClusterSpecifier::Cluster(cluster)) => cluster,
                 _ => return fault(name, "only cluster is supported"),
             };
-            expect(custom.complete(), &name, "shadow rules of ext_authz without an ext_authz filter behind them")?;
+            expect(
+                custom.complete(),
+                &name,
+                "shadow rules of ext_authz without an ext_authz filter behind them",
+            )?;
             out = Some(Filters::Tcp(TcpManager {
                 stat_prefix: std::mem::take(&mut tcp.stat_prefix),
                 custom: std::mem::take(&mut custom).finish(),

@@ -723,13 +723,12 @@ fn stage(http: bool) -> impl Strategy<Value = CustomStage> {
     } else {
         grpc.boxed()
     };
-    let body = (1..100_000u32, any::<bool>(), any::<bool>()).prop_map(|(max_bytes, allow_partial, as_bytes)| {
-        BodyInCheck {
+    let body =
+        (1..100_000u32, any::<bool>(), any::<bool>()).prop_map(|(max_bytes, allow_partial, as_bytes)| BodyInCheck {
             max_bytes,
             allow_partial,
             as_bytes,
-        }
-    });
+        });
     let ask = (
         prop_oneof![Just(String::new()), "[a-z]([a-z0-9-]{0,8}[a-z])?"],
         name(),
