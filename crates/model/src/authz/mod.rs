@@ -10,7 +10,9 @@ mod explain;
 mod index;
 mod matcher;
 pub mod regexes;
+mod sample;
 mod template;
+pub mod words;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,6 +23,7 @@ pub use canonical::{canonical, canonical_atom, canonical_filter};
 pub use engine::{Decision, Engine, Shadow, Verdict};
 pub use explain::{Explanation, FailedTest, FilterExplanation, NearMiss, explain};
 pub use matcher::{check, compile_regex};
+pub use sample::{HttpSample, Sample};
 
 /// All policies of one action on one chain (one RBAC filter, S2.25).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
