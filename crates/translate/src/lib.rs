@@ -14,6 +14,7 @@ pub mod destination_rule;
 pub mod endpoint;
 pub mod gateway;
 pub mod inject;
+pub mod journey;
 pub mod mesh;
 pub mod node;
 pub mod peer_authentication;
