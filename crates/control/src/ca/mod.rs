@@ -15,7 +15,7 @@
 //! ```
 
 mod authority;
-mod duration;
+pub(crate) mod duration;
 mod material;
 mod metrics;
 mod options;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use mantlet_model::{ProxySnapshot, Secret};
 use mantlet_translate::node::ProxyNode;
+use mantlet_translate::world::keys::KeySetNeed;
 use mantlet_translate::world::{Effect, World};
 use mantlet_translate::{Translator, mesh::Mesh};
 use mantlet_xds::encode::Options;
@@ -74,6 +75,7 @@ pub struct View<'a> {
 #[derive(Clone)]
 pub struct Hub {
     commands: mpsc::UnboundedSender<Command>,
+    key_needs: watch::Receiver<Vec<KeySetNeed>>,
 }
 
 impl Hub {
@@ -83,6 +85,7 @@ impl Hub {
     /// When no thread can be started.
     pub fn start(mesh: Mesh, metrics: PilotMetrics, board: Board, wants: SecretWants) -> std::io::Result<Hub> {
         let (commands, queue) = mpsc::unbounded_channel();
+        let (needs, key_needs) = watch::channel(Vec::new());
         let state = State {
             world: World::new(mesh),
             revision: 1,
@@ -93,12 +96,13 @@ impl Hub {
             metrics,
             board,
             wants,
+            needs,
             closed: false,
         };
         std::thread::Builder::new()
             .name("hub".into())
             .spawn(move || state.run(queue))?;
-        Ok(Hub { commands })
+        Ok(Hub { commands, key_needs })
     }
 
     /// Applies a change of the world.
@@ -107,6 +111,11 @@ impl Hub {
             change: Box::new(change),
             at: Instant::now(),
         });
+    }
+
+    /// The key sets that RequestAuthentications name, whenever they change.
+    pub fn key_needs(&self) -> watch::Receiver<Vec<KeySetNeed>> {
+        self.key_needs.clone()
     }
 
     /// Admits a stream; `None` when the hub is shutting down.
@@ -172,6 +181,8 @@ struct State {
     metrics: PilotMetrics,
     board: Board,
     wants: SecretWants,
+    /// Told which key sets are needed.
+    needs: watch::Sender<Vec<KeySetNeed>>,
     closed: bool,
 }
 
@@ -278,6 +289,12 @@ impl State {
         let started = Instant::now();
         if !round.effect.is_none() {
             self.metrics.triggers.inc();
+            let needs = self.world.needed_key_sets();
+            self.needs.send_if_modified(|former| {
+                let changed = *former != needs;
+                *former = needs;
+                changed
+            });
             self.metrics
                 .services
                 .set(self.world.visible_services("").count() as f64);
