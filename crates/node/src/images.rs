@@ -136,6 +136,12 @@ impl Images {
             _ if !has_command && name.rsplit('/').next() == Some("web-frontend") => {
                 own("mantlet-samples", None, &["web-frontend"])
             }
+            _ if !has_command && matches!(name.rsplit('/').next(), Some("guestbook" | "guestbook-v1" | "guestbook-v2")) => {
+                own("mantlet-samples", None, &["guestbook"])
+            }
+            _ if !has_command && name.rsplit('/').next() == Some("analyzer") => {
+                own("mantlet-samples", None, &["analyzer"])
+            }
             _ if has_command => Ok(Image {
                 programs: Vec::new(),
                 entrypoint: Vec::new(),

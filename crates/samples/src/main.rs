@@ -1,9 +1,12 @@
-//! The workloads of the labs: `mantlet-samples customers` and `mantlet-samples web-frontend`.
+//! The workloads of the labs, one subcommand each (`mantlet-samples customers`).
 //!
 //! Started by the node agent as the containers of the labs' Deployments. They know nothing of the mesh: plain HTTP in,
 //! plain HTTP out, environment variables for settings, SIGTERM for an orderly end.
 
+mod analyzer;
 mod customers;
+mod guestbook;
+mod redis;
 mod server;
 mod web_frontend;
 
@@ -18,6 +21,24 @@ enum Cli {
     Customers {
         /// Port to listen on
         #[arg(long, env = "PORT", default_value_t = 3000)]
+        port: u16,
+    },
+    /// A page that visitors write to
+    Guestbook {
+        /// Port to listen on
+        #[arg(long, env = "PORT", default_value_t = 3000)]
+        port: u16,
+        /// Redis, as host:port
+        #[arg(long, env = "REDIS_ADDRESS", default_value = "redis-master:6379")]
+        redis: String,
+        /// Where tones are analysed; without it this is version 1
+        #[arg(long, env = "ANALYZER_URL")]
+        analyzer_url: Option<String>,
+    },
+    /// Tones of texts
+    Analyzer {
+        /// Port to listen on
+        #[arg(long, env = "PORT", default_value_t = 5000)]
         port: u16,
     },
     /// A page that shows the customers
@@ -36,6 +57,19 @@ async fn main() -> anyhow::Result<()> {
     let on = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     match Cli::parse() {
         Cli::Customers { port } => server::run(on(port), customers::answer).await,
+        Cli::Analyzer { port } => server::run(on(port), analyzer::answer).await,
+        Cli::Guestbook {
+            port,
+            redis,
+            analyzer_url,
+        } => {
+            let guestbook = guestbook::Guestbook::new(&redis, analyzer_url.as_deref())?;
+            server::run(on(port), move |request| {
+                let guestbook = guestbook.clone();
+                async move { guestbook.answer(request).await }
+            })
+            .await
+        }
         Cli::WebFrontend { port, customers_url } => {
             let frontend = web_frontend::Frontend::new(&customers_url)?;
             server::run(on(port), move |request| {
