@@ -265,6 +265,11 @@ pub fn unknown_fields_of(kind: &Kind, object: &Value) -> Vec<Diagnostic> {
     }
 }
 
+/// The schema of a kind's spec.
+pub(crate) fn spec_schema(kind: &Kind) -> Option<&'static Value> {
+    schemas().get(kind.kind)
+}
+
 /// As [`shape_error`], for a spec of a kind.
 pub(crate) fn shape_error_of(kind: &Kind, spec: &Value) -> Option<(String, String)> {
     schemas()

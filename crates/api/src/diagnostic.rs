@@ -31,6 +31,18 @@ impl Code {
     pub const DECODE: Code = Code("MNT0002");
     /// The kind or its version is not known.
     pub const UNKNOWN_KIND: Code = Code("MNT0003");
+    /// A name or namespace that Kubernetes does not take.
+    pub const NAME: Code = Code("MNT0004");
+    /// The text is no YAML.
+    pub const SYNTAX: Code = Code("MNT0005");
+    /// A value between typographic quotes, which are part of it.
+    pub const TYPOGRAPHIC_QUOTES: Code = Code("MNT0006");
+    /// A principal that is written as a URI and so never matches.
+    pub const PRINCIPAL_WITH_SCHEME: Code = Code("MNT0101");
+    /// A `*` that is no wildcard where it stands.
+    pub const LITERAL_WILDCARD: Code = Code("MNT0102");
+    /// A path or method that no request has.
+    pub const NEVER_MATCHES: Code = Code("MNT0107");
 }
 
 impl fmt::Display for Code {
@@ -61,6 +73,25 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do, if more can be said.
     pub hint: Option<Hint>,
+    /// What could stand there instead, if that is a short list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<String>,
+    /// The repair, if there is only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<Fix>,
+}
+
+/// A repair that a program may do by itself, because nothing else can have been meant.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum Fix {
+    /// The key at the path becomes this one.
+    RenameKey(String),
+    /// The text at the path becomes this one.
+    Text(String),
+    /// What is at the path becomes the only item of a list.
+    Wrap,
+    /// What is at the path becomes a text, as it is written.
+    Quote,
 }
 
 impl Diagnostic {
@@ -82,6 +113,38 @@ impl Diagnostic {
             path: path.into(),
             message: message.into(),
             hint: None,
+            allowed: Vec::new(),
+            fix: None,
+        }
+    }
+
+    /// Adds what could stand there.
+    pub fn with_allowed<S: Into<String>>(mut self, allowed: impl IntoIterator<Item = S>) -> Self {
+        self.allowed = allowed.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Adds the repair.
+    pub fn with_fix(mut self, fix: Option<Fix>) -> Self {
+        self.fix = fix;
+        self
+    }
+
+    /// The message with everything that helps: `message (allowed: …; did you mean …?)`.
+    pub fn full(&self) -> String {
+        let mut notes = Vec::new();
+        if !self.allowed.is_empty() {
+            notes.push(format!("allowed: {}", self.allowed.join(", ")));
+        }
+        match &self.hint {
+            Some(Hint::DidYouMean(name)) => notes.push(format!("did you mean {name:?}?")),
+            Some(Hint::Advice(text)) => notes.push(text.clone()),
+            None => {}
+        }
+        if notes.is_empty() {
+            self.message.clone()
+        } else {
+            format!("{} ({})", self.message, notes.join("; "))
         }
     }
 
@@ -127,8 +190,13 @@ pub fn join_errors(findings: &[Diagnostic]) -> Option<String> {
 /// The candidate nearest to `name`, if near enough to be a plausible slip (edit distance at most a third of its length,
 /// case ignored).
 pub fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<Hint> {
+    nearest(name, candidates).map(|(near, _)| Hint::DidYouMean(near.to_string()))
+}
+
+/// As [`did_you_mean`]; true if no other candidate is as near, so that a repair may take it.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<(&'a str, bool)> {
     let lower = name.to_lowercase();
-    candidates
+    let mut near: Vec<(usize, &str)> = candidates
         .into_iter()
         .map(|candidate| {
             (
@@ -137,8 +205,11 @@ pub fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str
             )
         })
         .filter(|(distance, candidate)| *distance <= 1.max(name.chars().count().min(candidate.chars().count()) / 3))
-        .min()
-        .map(|(_, candidate)| Hint::DidYouMean(candidate.to_string()))
+        .collect();
+    near.sort();
+    near.dedup();
+    let (distance, best) = *near.first()?;
+    Some((best, near.get(1).is_none_or(|(next, _)| *next > distance)))
 }
 
 #[cfg(test)]

@@ -87,6 +87,42 @@ fn typed<S: Spec>(value: &Value) -> Vec<Diagnostic> {
     findings
 }
 
+/// What is accepted as Istio accepts it, but cannot mean what it seems to mean: warnings beside those of [`object`].
+pub fn traps(value: &Value) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    if let Some(spec) = value.get("spec") {
+        quotes(spec, "spec", &mut found);
+    }
+    if value.get("kind").is_some()
+        && let Ok(policy) = Object::<AuthorizationPolicy>::from_value(value)
+    {
+        found.extend(crate::authorization_policy::traps::traps(&policy.spec));
+    }
+    found
+}
+
+/// Texts between typographic quotes, anywhere in a value.
+fn quotes(value: &Value, path: &str, found: &mut Vec<Diagnostic>) {
+    match value {
+        _ if found.len() > 20 => {}
+        Value::String(text) => found.extend(crate::strict::typographic_quotes(text, path).map(|mut finding| {
+            finding.severity = Severity::Warning;
+            finding
+        })),
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                quotes(item, &format!("{path}[{i}]"), found);
+            }
+        }
+        Value::Object(map) => {
+            for (key, inner) in map {
+                quotes(inner, &format!("{path}.{key}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn top_level(value: &Value, kind: &str) -> Vec<Diagnostic> {
     const KNOWN: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
     let Some(map) = value.as_object() else {

@@ -2,6 +2,7 @@
 //!
 //! Types here, the kind's own rules in [`validate`]. How rules combine is `model::authz`'s business (SEMANTICS 2).
 
+pub(crate) mod traps;
 pub(crate) mod validate;
 
 use schemars::JsonSchema;
