@@ -88,11 +88,10 @@ pub fn open_target(root: impl AsFd, path: &Path, kind: Kind) -> io::Result<Owned
             _ => None,
         })
         .collect();
-    let mut current = rustix::fs::openat2(
+    let mut current = open_within(
         &root,
-        ".",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
+        Path::new("."),
+        OFlags::PATH | OFlags::DIRECTORY,
         ResolveFlags::IN_ROOT,
     )?;
     let mut walked = std::path::PathBuf::from("/");
@@ -104,15 +103,7 @@ pub fn open_target(root: impl AsFd, path: &Path, kind: Kind) -> io::Result<Owned
         } else {
             OFlags::PATH | OFlags::DIRECTORY
         };
-        let open = || {
-            rustix::fs::openat2(
-                &root,
-                &walked,
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::IN_ROOT,
-            )
-        };
+        let open = || open_within(&root, &walked, flags, ResolveFlags::IN_ROOT);
         current = match open() {
             Ok(fd) => fd,
             Err(rustix::io::Errno::NOENT) => {
@@ -140,13 +131,30 @@ pub fn open_target(root: impl AsFd, path: &Path, kind: Kind) -> io::Result<Owned
 /// The kernel's.
 pub fn open_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
-    Ok(rustix::fs::openat2(
-        root,
-        relative,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
-    )?)
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    Ok(open_within(root, relative, OFlags::PATH, resolve)?)
+}
+
+/// Opens an existing `path` as seen by a process whose root is `root`: no symbolic link leads outside.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_in_root(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    Ok(open_within(root, path, OFlags::PATH, ResolveFlags::IN_ROOT)?)
+}
+
+/// `openat2` confined to `root`. The kernel answers `EAGAIN` when any mount or rename on the machine happens while it walks a `..`
+/// (openat2(2)), which is common where several pods start at once: the walk is repeated, for as long as chance can
+/// explain the failures.
+fn open_within(root: impl AsFd, path: &Path, flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    const ATTEMPTS: usize = 1000;
+    for _ in 1..ATTEMPTS {
+        match rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN) => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+    rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// The `/proc` path of a descriptor, for mount calls that want a path.

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use mantlet_net::mount::{Attributes, Kind, fd_path, open_beneath, open_target, set_attributes};
+use mantlet_net::mount::{Attributes, Kind, fd_path, open_beneath, open_in_root, open_target, set_attributes};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
@@ -349,18 +349,6 @@ fn make_owned(root: &std::fs::File, path: &Path, uid: u32, gid: u32) -> io::Resu
 
 fn root_has(root: &std::fs::File, relative: &Path) -> bool {
     open_in_root(root, relative).is_ok()
-}
-
-fn open_in_root(root: &std::fs::File, relative: &Path) -> io::Result<std::os::fd::OwnedFd> {
-    use rustix::fs::{Mode, OFlags, ResolveFlags};
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(
-        root,
-        relative,
-        flags,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )?)
 }
 
 fn mount_volume(root: &std::fs::File, bind: &Bind) -> io::Result<()> {

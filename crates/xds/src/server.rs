@@ -30,6 +30,13 @@ pub enum StreamEvent {
         /// Type.
         kind: ResourceType,
     },
+    /// The peer asked again for resources that it has: it holds them to be out of date.
+    AskedAgain {
+        /// Type.
+        kind: ResourceType,
+        /// Names.
+        names: Vec<String>,
+    },
     /// A response was handed to the transport.
     Sent {
         /// Type.
@@ -181,10 +188,14 @@ impl DeltaServer {
             }
         }
 
+        let mut again = Vec::new();
         for name in request.resource_names_subscribe {
             if name == "*" {
                 state.wildcard = true;
                 continue;
+            }
+            if !first && state.names.contains(&name) && state.known.contains_key(&name) {
+                again.push(name.clone());
             }
             // A repeated subscription asks for the resource again, as after an unsubscribe on the way.
             // On a fresh stream the names are those that the peer kept, with the versions it told.
@@ -194,6 +205,9 @@ impl DeltaServer {
             }
             state.reported_missing.remove(&name);
             state.names.insert(name);
+        }
+        if !again.is_empty() {
+            self.events.push(StreamEvent::AskedAgain { kind, names: again });
         }
         if state.names.len() > MAX_SUBSCRIPTIONS {
             return Err(ProtocolError::TooManyNames { kind });
@@ -334,6 +348,10 @@ impl DeltaServer {
         if let Some(endpoints) = self.types.get_mut(&ResourceType::Endpoints) {
             for name in rewarmed {
                 endpoints.known.remove(&name);
+                // What is under way was sent before the cluster: its ACK says nothing about the warming that follows.
+                if let Some(flight) = &mut endpoints.in_flight {
+                    flight.changes.remove(&name);
+                }
             }
         }
         Some(DeltaDiscoveryResponse {

@@ -19,7 +19,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Server};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 struct Source {
     resources: watch::Receiver<Arc<ResourceSet>>,

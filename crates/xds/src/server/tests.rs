@@ -94,6 +94,46 @@ fn sends_only_what_differs_in_order() {
     );
 }
 
+/// A changed cluster waits for its endpoints, also if the answer to their last sending is still on its way.
+#[test]
+fn endpoints_follow_a_changed_cluster_even_when_they_were_unanswered() {
+    let with_timeout = |connect_timeout_ms| {
+        let mut snapshot = mantlet_model::ProxySnapshot::default();
+        let cluster = mantlet_model::cluster::Cluster {
+            name: "a".into(),
+            discovery: mantlet_model::cluster::Discovery::Eds { service: "a".into() },
+            connect_timeout_ms,
+            balancer: mantlet_model::cluster::Balancer::LeastRequest,
+            tls: mantlet_model::cluster::ClusterTls::Plain,
+            protocol: mantlet_model::cluster::UpstreamProtocol::Http1,
+            bind_source: None,
+            limits: Default::default(),
+            outlier: None,
+            services: vec![],
+            alpn_override: false,
+        };
+        snapshot.clusters.insert("a".into(), cluster.into());
+        let endpoints = mantlet_model::endpoint::Endpoints {
+            cluster: "a".into(),
+            endpoints: vec![],
+        };
+        snapshot.endpoints.insert("a".into(), endpoints.into());
+        let secrets = Vec::<std::sync::Arc<mantlet_model::Secret>>::new();
+        ResourceSet::new(&snapshot, secrets, &crate::Options::default(), None)
+    };
+    let mut server = DeltaServer::new("id");
+    server.on_request(subscribe(Cluster, &[])).unwrap();
+    server.on_request(subscribe(Endpoints, &["a"])).unwrap();
+    let first = server.poll(&with_timeout(1));
+    assert_eq!(summary(&first), ["CDS +a", "EDS +a"]);
+    server.on_request(answer(&first[0], None)).unwrap();
+    // The cluster changes before the endpoints are acknowledged.
+    let second = server.poll(&with_timeout(2));
+    assert_eq!(summary(&second), ["CDS +a"]);
+    server.on_request(answer(&first[1], None)).unwrap();
+    assert_eq!(summary(&server.poll(&with_timeout(2))), ["EDS +a"]);
+}
+
 #[test]
 fn clusters_go_after_their_referrers() {
     let mut server = DeltaServer::new("id");
