@@ -6,14 +6,16 @@
 //!
 //! Where to read: [`world`] (what is known), [`translator`] (one proxy's snapshot), [`sidecar`] and [`gateway`] (its parts),
 //! [`peer_authentication`] and [`authz`] (security), [`destination_rule`], [`virtual_service`], [`cluster`],
-//! [`endpoint`], [`route`] (traffic), [`inject`] (a pod's sidecar).
+//! [`endpoint`], [`route`] (traffic), [`legacy`] (former kinds), [`inject`] (a pod's sidecar).
 
+pub mod analyze;
 pub mod authz;
 pub mod cluster;
 pub mod destination_rule;
 pub mod endpoint;
 pub mod gateway;
 pub mod inject;
+pub mod legacy;
 pub mod journey;
 pub mod mesh;
 pub mod node;

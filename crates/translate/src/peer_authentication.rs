@@ -37,16 +37,37 @@ impl Effective {
     }
 }
 
+/// Which objects are looked at: those of today, or those that former kinds were converted to, which count where none of today's
+/// does (S7.4).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Today,
+    Former,
+}
+
+impl Age {
+    fn of(policy: &Config<PeerAuthentication>) -> Age {
+        match policy.meta.origin {
+            Some(_) => Age::Former,
+            None => Age::Today,
+        }
+    }
+}
+
 /// The mode that a namespace as a whole has, from its own policy and the mesh's; `None` when there is neither, which
 /// servers treat as PERMISSIVE and clients as "mTLS where the endpoint can" (S1.6, S1.61).
 pub fn namespace_mode(world: &World, namespace: &str) -> Option<Mode> {
+    mode_of_age(world, namespace, Age::Today).or_else(|| mode_of_age(world, namespace, Age::Former))
+}
+
+fn mode_of_age(world: &World, namespace: &str, age: Age) -> Option<Mode> {
     let root = world.mesh().root_namespace.as_str();
-    let mesh_policy = wide_policy(world, root);
+    let mesh_policy = wide_policy(world, root, age);
     let mesh = mesh_policy.map(|p| mode(p).unwrap_or(Mode::Permissive));
     if namespace == root {
         return mesh;
     }
-    match wide_policy(world, namespace) {
+    match wide_policy(world, namespace, age) {
         Some(policy) => Some(mode(policy).or(mesh).unwrap_or(Mode::Permissive)),
         None => mesh,
     }
@@ -54,8 +75,11 @@ pub fn namespace_mode(world: &World, namespace: &str) -> Option<Mode> {
 
 /// The modes of a workload with these labels.
 pub fn effective(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Effective {
-    let inherited = namespace_mode(world, namespace).unwrap_or(Mode::Permissive);
-    let Some(policy) = workload_policy(world, namespace, labels) else {
+    let today = mode_of_age(world, namespace, Age::Today).is_some()
+        || workload_policy(world, namespace, labels, Age::Today).is_some();
+    let age = if today { Age::Today } else { Age::Former };
+    let inherited = mode_of_age(world, namespace, age).unwrap_or(Mode::Permissive);
+    let Some(policy) = workload_policy(world, namespace, labels, age) else {
         return Effective {
             workload: inherited,
             ports: BTreeMap::new(),
@@ -75,12 +99,12 @@ pub fn effective(world: &World, namespace: &str, labels: &BTreeMap<String, Strin
 }
 
 /// The oldest policy without selector (S1.2, S1.3). The list is sorted oldest first.
-fn wide_policy<'a>(world: &'a World, namespace: &str) -> Option<&'a Config<PeerAuthentication>> {
+fn wide_policy<'a>(world: &'a World, namespace: &str, age: Age) -> Option<&'a Config<PeerAuthentication>> {
     world
         .peer_authentications(namespace)
         .iter()
         .map(|p| &**p)
-        .find(|p| !p.spec.has_selector())
+        .find(|p| Age::of(p) == age && !p.spec.has_selector())
 }
 
 /// The oldest policy whose selector matches; policies of the root namespace with a selector count nowhere (S1.4, S1.10).
@@ -88,15 +112,14 @@ fn workload_policy<'a>(
     world: &'a World,
     namespace: &str,
     labels: &BTreeMap<String, String>,
+    age: Age,
 ) -> Option<&'a Config<PeerAuthentication>> {
     if namespace == world.mesh().root_namespace {
         return None;
     }
-    world
-        .peer_authentications(namespace)
-        .iter()
-        .map(|p| &**p)
-        .find(|p| p.spec.has_selector() && p.spec.selector.as_ref().is_some_and(|s| s.matches(labels)))
+    world.peer_authentications(namespace).iter().map(|p| &**p).find(|p| {
+        Age::of(p) == age && p.spec.has_selector() && p.spec.selector.as_ref().is_some_and(|s| s.matches(labels))
+    })
 }
 
 /// The mode that a policy sets for all ports. One that cannot be read means STRICT: it was written to say

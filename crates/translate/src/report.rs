@@ -2,11 +2,15 @@
 //!
 //! Called by `control` for every object that it sees. An empty list means: in force exactly as written.
 
+mod unread;
+
 use mantlet_api::destination_rule::{ClientTlsMode, TrafficPolicy};
 use mantlet_api::{DestinationRule, RequestAuthentication};
 
 use crate::world::{Config, Kind, World};
-use crate::{authz, virtual_service};
+use crate::{authz, legacy, virtual_service};
+
+pub use unread::{UNREAD, service_entry, unread};
 
 /// The problems of an object; `None` when it is not known.
 pub fn problems(world: &World, kind: Kind, namespace: &str, name: &str) -> Option<Vec<String>> {
@@ -42,7 +46,9 @@ pub fn problems(world: &World, kind: Kind, namespace: &str, name: &str) -> Optio
             let config = all
                 .iter()
                 .find(|c| c.meta.namespace == namespace && c.meta.name == name)?;
-            Some(virtual_service::problems(config))
+            let mut out = virtual_service::problems(config);
+            out.extend(unread::virtual_service(&config.spec));
+            Some(out)
         }
         Kind::Gateway => {
             let all = world.gateways();
@@ -70,7 +76,20 @@ pub fn problems(world: &World, kind: Kind, namespace: &str, name: &str) -> Optio
             out.push("Sidecar is not supported yet and is ignored: proxies see all services".into());
             Some(out)
         }
-        Kind::ServiceEntry => world.service_entry_exists(namespace, name).then(Vec::new),
+        Kind::MeshPolicy
+        | Kind::Policy
+        | Kind::ServiceRole
+        | Kind::ServiceRoleBinding
+        | Kind::ClusterRbacConfig
+        | Kind::RbacConfig => {
+            let origin = legacy::Origin {
+                kind,
+                namespace: if kind.cluster_scoped() { "" } else { namespace }.to_string(),
+                name: name.to_string(),
+            };
+            legacy::problems(world).remove(&origin)
+        }
+        Kind::ServiceEntry => world.entry_problems(namespace, name).map(<[String]>::to_vec),
     }
 }
 
@@ -124,6 +143,7 @@ fn destination_rule(rule: &Config<DestinationRule>) -> Vec<String> {
                 out.push(format!("{place}: caCrl is not supported yet"));
             }
         }
+        out.extend(ignored_settings(place, policy));
         if policy.tunnel.is_some() || policy.proxy_protocol.is_some() {
             out.push(format!(
                 "{place}: tunnel and proxyProtocol are not supported yet and are ignored"
@@ -137,6 +157,80 @@ fn destination_rule(rule: &Config<DestinationRule>) -> Vec<String> {
         if let Some(policy) = &subset.traffic_policy {
             look(&format!("subset {}", subset.name), policy);
         }
+    }
+    out
+}
+
+/// Settings of connections, balancing and ejection that clusters do not carry yet.
+fn ignored_settings(place: &str, policy: &TrafficPolicy) -> Vec<String> {
+    let blocks = std::iter::once((
+        policy.connection_pool.as_ref(),
+        policy.load_balancer.as_ref(),
+        policy.outlier_detection.as_ref(),
+    ))
+    .chain(policy.port_level_settings.iter().map(|p| {
+        (
+            p.connection_pool.as_ref(),
+            p.load_balancer.as_ref(),
+            p.outlier_detection.as_ref(),
+        )
+    }));
+    let mut names = std::collections::BTreeSet::new();
+    for (pool, balancer, outlier) in blocks {
+        let tcp = pool.and_then(|p| p.tcp.as_ref());
+        let http = pool.and_then(|p| p.http.as_ref());
+        let found = [
+            (
+                "connectionPool.tcp.tcpKeepalive",
+                tcp.is_some_and(|t| t.tcp_keepalive.is_some()),
+            ),
+            (
+                "connectionPool.tcp.maxConnectionDuration",
+                tcp.is_some_and(|t| t.max_connection_duration.is_some()),
+            ),
+            (
+                "connectionPool.tcp.idleTimeout",
+                tcp.is_some_and(|t| t.idle_timeout.is_some()),
+            ),
+            (
+                "connectionPool.http.maxRequestsPerConnection",
+                http.is_some_and(|h| h.max_requests_per_connection != 0),
+            ),
+            (
+                "connectionPool.http.idleTimeout",
+                http.is_some_and(|h| h.idle_timeout.is_some()),
+            ),
+            (
+                "connectionPool.http.maxConcurrentStreams",
+                http.is_some_and(|h| h.max_concurrent_streams != 0),
+            ),
+            (
+                "loadBalancer.localityLbSetting",
+                balancer.is_some_and(|b| b.locality_lb_setting.is_some()),
+            ),
+            (
+                "loadBalancer.warmup",
+                balancer.is_some_and(|b| b.warmup.is_some() || b.warmup_duration_secs.is_some()),
+            ),
+            (
+                "outlierDetection.splitExternalLocalOriginErrors",
+                outlier.is_some_and(|o| {
+                    o.split_external_local_origin_errors || o.consecutive_local_origin_failures.is_some()
+                }),
+            ),
+            (
+                "outlierDetection.minHealthPercent",
+                outlier.is_some_and(|o| o.min_health_percent != 0),
+            ),
+        ];
+        names.extend(found.into_iter().filter(|(_, is)| *is).map(|(name, _)| name));
+    }
+    let mut out: Vec<String> = names
+        .into_iter()
+        .map(|name| format!("{place}: {name} is not supported yet and is ignored"))
+        .collect();
+    if policy.retry_budget.is_some() {
+        out.push(format!("{place}: retryBudget is not supported yet and is ignored"));
     }
     out
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Client, ResourceExt};
+use mantlet_translate::legacy::{self, Origin};
 use mantlet_translate::report::problems;
 use mantlet_translate::world::Kind;
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use super::hub::Hub;
 const CONDITION: &str = "Reconciled";
 
 /// A policy to look at.
+#[derive(Clone)]
 pub struct StatusJob {
     kind: Kind,
     namespace: String,
@@ -31,7 +33,7 @@ pub struct StatusJob {
 }
 
 /// A condition that was written earlier.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Current {
     status: String,
     message: String,
@@ -72,13 +74,17 @@ impl StatusJob {
 pub async fn run(client: Client, hub: Hub, board: Board, mut jobs: mpsc::UnboundedReceiver<StatusJob>) {
     let mut progress = board.progress();
     let mut pending = Pending::new();
+    let mut former = FormerJobs::default();
     loop {
         tokio::select! {
             job = jobs.recv() => match job {
-                Some(job) => examine(&client, &hub, &mut pending, job).await,
+                Some(job) => {
+                    former.remember(&job);
+                    examine(&client, &hub, &mut pending, job).await;
+                }
                 None => return,
             },
-            _ = progress.changed() => {}
+            _ = progress.changed() => former.look_again(&client, &hub, &mut pending).await,
         }
         let ready: Vec<_> = pending
             .iter()
@@ -92,6 +98,61 @@ pub async fn run(client: Client, hub: Hub, board: Board, mut jobs: mpsc::Unbound
             if let Some((job, revision)) = pending.remove(&key) {
                 let (confirmed, all) = board.confirmed(revision);
                 settle(&client, &job, "True", &format!("{confirmed}/{all} proxies up to date.")).await;
+            }
+        }
+    }
+}
+
+/// Objects of former kinds. What they become depends on Services, pods and each other, so they are looked at whenever the world
+/// has changed.
+#[derive(Default)]
+struct FormerJobs {
+    jobs: BTreeMap<Origin, StatusJob>,
+    /// Revision that was looked at.
+    seen: Option<u64>,
+}
+
+impl FormerJobs {
+    fn remember(&mut self, job: &StatusJob) {
+        if job.kind.is_former() {
+            let origin = Origin {
+                kind: job.kind,
+                namespace: job.namespace.clone(),
+                name: job.name.clone(),
+            };
+            self.jobs.insert(origin, job.clone());
+        }
+    }
+
+    async fn look_again(&mut self, client: &Client, hub: &Hub, pending: &mut Pending) {
+        if self.jobs.is_empty() {
+            return;
+        }
+        let seen = self.seen;
+        let found = hub
+            .ask(move |view| {
+                let fresh = seen != Some(view.revision);
+                (fresh.then(|| legacy::problems(view.world)), view.revision)
+            })
+            .await;
+        let Some((Some(problems), revision)) = found else {
+            return;
+        };
+        self.seen = Some(revision);
+        self.jobs.retain(|origin, _| problems.contains_key(origin));
+        for (origin, job) in &self.jobs {
+            let key = (job.kind, job.namespace.clone(), job.name.clone());
+            match problems.get(origin).map(Vec::as_slice) {
+                Some([]) => {
+                    if job.current.as_ref().is_none_or(|current| current.status != "True") {
+                        pending.entry(key).or_insert_with(|| (job.clone(), revision));
+                    }
+                }
+                Some(problems) => {
+                    pending.remove(&key);
+                    settle(client, job, "False", &problems.join("; ")).await;
+                }
+                None => {}
             }
         }
     }
@@ -136,7 +197,11 @@ async fn settle(client: &Client, job: &StatusJob, status: &str, message: &str) {
 async fn write(client: &Client, job: &StatusJob, status: &str, message: &str) -> Result<(), kube::Error> {
     let (group, version, plural) = job.kind.resource();
     let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, job.kind.name()), plural);
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &job.namespace, &resource);
+    let api: Api<DynamicObject> = if job.kind.cluster_scoped() {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), &job.namespace, &resource)
+    };
     let now = time::OffsetDateTime::now_utc()
         .format(&time::format_description::well_known::Rfc3339)
         .unwrap_or_default();

@@ -119,15 +119,19 @@ pub fn problems(world: &World, policy: &Config<AuthorizationPolicy>) -> Vec<Prob
     problems
 }
 
-/// Policies that bind a workload: of the root namespace first, then of its own, each oldest first (S2.1–S2.10).
+/// Policies that bind a workload: of the root namespace first, then of its own, each oldest first (S2.1–S2.10). Those that former
+/// roles were converted to are left out where a policy of today allows something (S7.48).
 pub fn bound<'a>(world: &'a World, target: Target<'a>) -> impl Iterator<Item = &'a Config<AuthorizationPolicy>> {
     let root = world.mesh().root_namespace.as_str();
     let own = (target.namespace != root).then_some(target.namespace);
-    std::iter::once(root)
+    let all = std::iter::once(root)
         .chain(own)
         .flat_map(|namespace| world.authorization_policies(namespace))
         .map(|policy| &**policy)
-        .filter(move |policy| binds(policy, target))
+        .filter(move |policy| binds(policy, target));
+    let of_role = |policy: &Config<AuthorizationPolicy>| policy.meta.origin.as_ref().is_some_and(|o| o.is_rbac());
+    let replaced = all.clone().any(crate::legacy::is_modern_allow);
+    all.filter(move |policy| !(replaced && of_role(policy)))
 }
 
 fn binds(policy: &Config<AuthorizationPolicy>, target: Target<'_>) -> bool {

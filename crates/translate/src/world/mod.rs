@@ -5,6 +5,7 @@
 //! looked at. No clock, no I/O, and no object is kept in full: only what translation reads.
 
 pub mod keys;
+mod legacy;
 pub mod object;
 pub mod service;
 pub mod workload;
@@ -46,11 +47,23 @@ pub enum Kind {
     ServiceEntry,
     /// `networking.istio.io`.
     Sidecar,
+    /// `authentication.istio.io`, a former kind.
+    MeshPolicy,
+    /// `authentication.istio.io`, a former kind.
+    Policy,
+    /// `rbac.istio.io`, a former kind.
+    ServiceRole,
+    /// `rbac.istio.io`, a former kind.
+    ServiceRoleBinding,
+    /// `rbac.istio.io`, a former kind.
+    ClusterRbacConfig,
+    /// `rbac.istio.io`, a former kind.
+    RbacConfig,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 14] = [
         Kind::PeerAuthentication,
         Kind::AuthorizationPolicy,
         Kind::RequestAuthentication,
@@ -59,6 +72,12 @@ impl Kind {
         Kind::Gateway,
         Kind::ServiceEntry,
         Kind::Sidecar,
+        Kind::MeshPolicy,
+        Kind::Policy,
+        Kind::ServiceRole,
+        Kind::ServiceRoleBinding,
+        Kind::ClusterRbacConfig,
+        Kind::RbacConfig,
     ];
 
     /// The `kind` field of its objects.
@@ -72,6 +91,12 @@ impl Kind {
             Kind::Gateway => "Gateway",
             Kind::ServiceEntry => "ServiceEntry",
             Kind::Sidecar => "Sidecar",
+            Kind::MeshPolicy => "MeshPolicy",
+            Kind::Policy => "Policy",
+            Kind::ServiceRole => "ServiceRole",
+            Kind::ServiceRoleBinding => "ServiceRoleBinding",
+            Kind::ClusterRbacConfig => "ClusterRbacConfig",
+            Kind::RbacConfig => "RbacConfig",
         }
     }
 
@@ -86,6 +111,12 @@ impl Kind {
             Kind::Gateway => ("networking.istio.io", "v1", "gateways"),
             Kind::ServiceEntry => ("networking.istio.io", "v1", "serviceentries"),
             Kind::Sidecar => ("networking.istio.io", "v1", "sidecars"),
+            Kind::MeshPolicy => ("authentication.istio.io", "v1alpha1", "meshpolicies"),
+            Kind::Policy => ("authentication.istio.io", "v1alpha1", "policies"),
+            Kind::ServiceRole => ("rbac.istio.io", "v1alpha1", "serviceroles"),
+            Kind::ServiceRoleBinding => ("rbac.istio.io", "v1alpha1", "servicerolebindings"),
+            Kind::ClusterRbacConfig => ("rbac.istio.io", "v1alpha1", "clusterrbacconfigs"),
+            Kind::RbacConfig => ("rbac.istio.io", "v1alpha1", "rbacconfigs"),
         }
     }
 
@@ -106,6 +137,8 @@ pub struct ObjectMeta {
     pub namespace: String,
     /// Annotations of the `istio.io` family.
     pub annotations: BTreeMap<String, String>,
+    /// The former object that it was converted from; `None` for what users have written.
+    pub origin: Option<crate::legacy::Origin>,
 }
 
 impl ObjectMeta {
@@ -128,6 +161,7 @@ impl ObjectMeta {
             name: text("name"),
             namespace: text("namespace"),
             annotations,
+            origin: None,
         }
     }
 }
@@ -247,6 +281,8 @@ pub struct SliceEndpoint {
 pub struct Namespace {
     services: BTreeMap<String, Arc<Service>>,
     entries: BTreeMap<String, Vec<Arc<Service>>>,
+    /// What of a ServiceEntry is not in force, by its name; every one that is known has an entry.
+    entry_problems: BTreeMap<String, Vec<String>>,
     slices: BTreeMap<String, BTreeMap<String, Arc<Slice>>>,
     pods: BTreeMap<String, Arc<Workload>>,
     peer: Configs<PeerAuthentication>,
@@ -268,6 +304,8 @@ pub struct World {
     /// Services by host, best first (S6.52).
     hosts: Arc<BTreeMap<String, Vec<Arc<Service>>>>,
     outbound_revision: u64,
+    /// Objects of former kinds; what they become is among the policies.
+    former: Arc<crate::legacy::Former>,
     /// Fetched key sets.
     key_sets: Arc<keys::KeySets>,
 }
@@ -299,6 +337,7 @@ impl World {
             return Effect::NONE;
         }
         self.mesh = Arc::new(mesh);
+        self.convert_all_former();
         self.outbound_revision += 1;
         Effect::all()
     }
@@ -344,7 +383,9 @@ impl World {
         if let Some(new) = new {
             self.list_host(new);
         }
-        self.changed_outbound(Effect::of(true, namespace))
+        let mut effect = self.changed_outbound(Effect::of(true, namespace));
+        effect.merge(self.reconvert(namespace));
+        effect
     }
 
     /// Adds or replaces an EndpointSlice.
@@ -423,14 +464,22 @@ impl World {
             Some(workload) => pods.insert(name.to_string(), workload),
             None => pods.remove(name),
         };
-        self.changed_outbound(Effect::of(true, namespace))
+        let mut effect = self.changed_outbound(Effect::of(true, namespace));
+        effect.merge(self.reconvert(namespace));
+        effect
     }
 
     /// Adds or replaces a configuration object (as JSON). Objects of kinds that do not matter are ignored.
     pub fn set_config(&mut self, kind: Kind, object: &Value) -> Effect {
-        let meta = ObjectMeta::read(object);
+        let mut meta = ObjectMeta::read(object);
         if meta.name.is_empty() {
             return Effect::NONE;
+        }
+        if kind.former().is_some() {
+            if kind.cluster_scoped() {
+                meta.namespace.clear();
+            }
+            return self.put_former(kind, meta, Some(object));
         }
         let mut spec = object.get("spec").cloned().unwrap_or(Value::Null);
         mantlet_api::object::drop_nulls(&mut spec);
@@ -439,6 +488,13 @@ impl World {
             Kind::ServiceEntry => {
                 let config: Config<ServiceEntry> = read_spec(meta, spec, |_, _| {});
                 let name = config.meta.name.clone();
+                let mut problems: Vec<String> = config
+                    .broken
+                    .iter()
+                    .map(|error| format!("cannot be read ({error}); it is ignored"))
+                    .collect();
+                problems.extend(crate::report::service_entry(&config.spec));
+                self.namespace_mut(&namespace).entry_problems.insert(name.clone(), problems);
                 let services = Service::from_entry(&config.meta, &config.spec)
                     .into_iter()
                     .map(Arc::new)
@@ -465,6 +521,8 @@ impl World {
             }),
             Kind::Gateway => self.put_config(read_spec::<Gateway>(meta, spec, |_, _| {}), |n| &mut n.gateways),
             Kind::Sidecar => self.put_config(read_spec::<Sidecar>(meta, spec, |_, _| {}), |n| &mut n.sidecars),
+            // Taken above.
+            _ => false,
         };
         if changed {
             self.config_effect(kind, &namespace)
@@ -476,12 +534,21 @@ impl World {
     /// Removes a configuration object.
     pub fn remove_config(&mut self, kind: Kind, namespace: &str, name: &str) -> Effect {
         if kind == Kind::ServiceEntry {
+            self.namespace_mut(namespace).entry_problems.remove(name);
             return self.put_entry(namespace, name, Vec::new());
+        }
+        if kind.former().is_some() {
+            let meta = ObjectMeta {
+                name: name.to_string(),
+                namespace: if kind.cluster_scoped() { "" } else { namespace }.to_string(),
+                ..ObjectMeta::default()
+            };
+            return self.put_former(kind, meta, None);
         }
         let space = self.namespace_mut(namespace);
         fn drop_named<T>(configs: &mut Configs<T>, name: &str) -> bool {
             let before = configs.len();
-            configs.retain(|c| c.meta.name != name);
+            configs.retain(|c| c.meta.origin.is_some() || c.meta.name != name);
             configs.len() != before
         }
         let removed = match kind {
@@ -492,7 +559,8 @@ impl World {
             Kind::VirtualService => drop_named(&mut space.virtual_services, name),
             Kind::Gateway => drop_named(&mut space.gateways, name),
             Kind::Sidecar => drop_named(&mut space.sidecars, name),
-            Kind::ServiceEntry => false,
+            // Taken away above.
+            _ => false,
         };
         if removed {
             self.config_effect(kind, namespace)
@@ -507,7 +575,7 @@ impl World {
         if configs.iter().any(|c| **c == config) {
             return false;
         }
-        configs.retain(|c| c.meta.name != config.meta.name);
+        configs.retain(|c| c.meta.origin.is_some() || c.meta.name != config.meta.name);
         configs.push(Arc::new(config));
         configs.sort_by(|a, b| a.meta.cmp(&b.meta));
         true
@@ -695,6 +763,12 @@ impl World {
         self.namespaces
             .get(namespace)
             .is_some_and(|n| n.entries.contains_key(name))
+    }
+
+    /// What of a ServiceEntry is not in force; `None` when it is not known.
+    pub fn entry_problems(&self, namespace: &str, name: &str) -> Option<&[String]> {
+        let problems = self.namespaces.get(namespace)?.entry_problems.get(name)?;
+        Some(problems)
     }
 
     /// Names of all namespaces that hold anything.
