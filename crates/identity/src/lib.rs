@@ -8,12 +8,13 @@
 //!
 //! Where to read: [`spiffe`] (names), [`key`] and [`csr`] (what a workload makes), [`authority`] (what signs it),
 //! [`validate`] (the second opinion before a certificate leaves), [`bundle`] (whom to trust), [`peer`] (who is at the
-//! other end), [`verifier`] and [`tls`] (the same rules inside a handshake), [`rotation`] (when to renew).
+//! other end), [`verifier`] and [`tls`] (the same rules inside a handshake), [`rotation`] (when to renew), [`jws`] (tokens of end users).
 
 pub mod authority;
 pub mod bundle;
 pub mod csr;
 pub mod error;
+pub mod jws;
 pub mod key;
 pub mod peer;
 pub mod pem;

@@ -3,6 +3,8 @@
 //! The order is fixed by the product, not by configuration (S2.21): normalise → request id → JWT → authorization →
 //! route → forward → account. So the filters are fields with one place each, not a list that could be reordered.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::authz::AuthzFilter;
@@ -108,10 +110,11 @@ pub enum Reporter {
     Destination,
 }
 
-/// JWT authentication of one chain (`jwt_authn`). Providers and their requirement; filled from RequestAuthentication.
+/// JWT authentication of one chain (`jwt_authn`), filled from RequestAuthentication. The requirement follows from the
+/// providers (S3.7): a request passes with tokens that some provider accepts, or without any.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JwtAuthn {
-    /// Providers by name.
+    /// Providers, in the order in which they are asked.
     pub providers: Vec<JwtProvider>,
 }
 
@@ -124,9 +127,10 @@ pub struct JwtProvider {
     pub issuer: String,
     /// Accepted audiences; empty accepts any.
     pub audiences: Vec<String>,
-    /// Name of the SDS secret that holds the key set.
-    pub jwks: String,
-    /// Headers that carry the token: name and value prefix.
+    /// The key set, JSON, as `local_jwks` inline. Shared between chains.
+    pub jwks: Arc<str>,
+    /// Headers that carry the token: name and value prefix. With no header, parameter or cookie: `Authorization: Bearer`
+    /// and the parameter `access_token` (S3.10).
     pub from_headers: Vec<(String, String)>,
     /// Query parameters that carry the token.
     pub from_params: Vec<String>,
@@ -134,8 +138,12 @@ pub struct JwtProvider {
     pub from_cookies: Vec<String>,
     /// Whether the token goes on to the application.
     pub forward: bool,
-    /// Header that receives the payload.
+    /// Header that receives the payload, base64url.
     pub payload_header: Option<String>,
-    /// Headers that receive claims: header, claim path.
+    /// Headers that receive claims: header, claim path with dots.
     pub claim_headers: Vec<(String, String)>,
+    /// Claims split at spaces, besides `scope` and `permission` (S3.47).
+    pub space_delimited: Vec<String>,
+    /// Whether routes are chosen anew after verification (gateways, S3.50).
+    pub clear_route_cache: bool,
 }

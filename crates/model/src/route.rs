@@ -70,6 +70,19 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Conditions on query parameters.
     pub query: Vec<(String, StringMatch)>,
+    /// Conditions on claims of the verified token (S3.80–S3.84).
+    pub claims: Vec<ClaimMatch>,
+}
+
+/// Condition on a claim. A request without a verified token has no claims.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimMatch {
+    /// Names from the outside inwards; not empty.
+    pub path: Vec<String>,
+    /// Condition on the string, or on any string of a list; `None` is presence of whatever value.
+    pub value: Option<StringMatch>,
+    /// Whether the condition must not hold.
+    pub invert: bool,
 }
 
 /// Condition on the path.
@@ -182,4 +195,8 @@ pub trait RouteRequest {
     fn query(&self) -> Option<&str>;
     /// Values of a header (lower-case name; pseudo headers included).
     fn header(&self, name: &str) -> Vec<&str>;
+    /// Claims of the verified token, if there is one.
+    fn claims(&self) -> Option<&serde_json::Value> {
+        None
+    }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 /// A secret with its resource name.
 #[derive(Clone, PartialEq)]
 pub struct Secret {
-    /// Resource name (`default`, `ROOTCA`, `kubernetes://name`, `jwks/<hash>`).
+    /// Resource name (`default`, `ROOTCA`, `kubernetes://name`).
     pub name: String,
     /// Content.
     pub value: SecretValue,
@@ -23,8 +23,6 @@ pub enum SecretValue {
     },
     /// Trust anchors, PEM.
     TrustBundle(Vec<u8>),
-    /// A JWK set, JSON.
-    Jwks(Vec<u8>),
 }
 
 /// Bytes of a private key.
@@ -54,7 +52,6 @@ impl fmt::Debug for Secret {
         let kind = match &self.value {
             SecretValue::KeyPair { .. } => "key pair",
             SecretValue::TrustBundle(_) => "trust bundle",
-            SecretValue::Jwks(_) => "jwks",
         };
         write!(f, "Secret({}, {kind})", self.name)
     }

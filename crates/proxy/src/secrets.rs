@@ -277,7 +277,6 @@ impl Secrets {
                 SecretValue::TrustBundle(pem) => {
                     bundles.push((secret.name.clone(), TrustBundle::from_pem(&secret.name, pem)?));
                 }
-                SecretValue::Jwks(_) => {}
             }
         }
         self.update(|set| {

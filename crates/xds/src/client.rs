@@ -278,6 +278,12 @@ impl DeltaClient {
         nack(pending.kind.url().into(), pending.nonce, reason.to_string())
     }
 
+    /// Asks again for a resource that is held but seems to be out of date; `None` when it is not subscribed.
+    pub fn ask_again(&mut self, kind: ResourceType, name: &str) -> Option<DeltaDiscoveryRequest> {
+        let state = self.types.get(&kind)?;
+        (state.subscribed && state.names.contains(name)).then(|| self.request(kind, vec![name.to_string()], Vec::new()))
+    }
+
     fn request(&mut self, kind: ResourceType, add: Vec<String>, drop: Vec<String>) -> DeltaDiscoveryRequest {
         let node = std::mem::take(&mut self.first).then(|| self.node.clone());
         let state = self.types.entry(kind).or_default();
@@ -341,15 +347,9 @@ fn decode_one(
             )
         }
         ResourceType::Listener => {
-            let (listener, keys) = decode::listener_and_keys(any)?;
+            let listener = decode::listener(any)?;
             listener_references(&listener, references);
-            for key in &keys {
-                references.remove(&(ResourceType::Secret, key.name.clone()));
-            }
-            let mut changes: Vec<Change> = keys.into_iter().map(|k| Change::Upsert(Decoded::Secret(k))).collect();
-            let name = listener.name.clone();
-            changes.push(Change::Upsert(Decoded::Listener(listener)));
-            (name, changes)
+            (listener.name.clone(), vec![Change::Upsert(Decoded::Listener(listener))])
         }
         ResourceType::Routes => {
             let table = decode::route_table(any)?;
@@ -382,9 +382,6 @@ fn listener_references(listener: &Listener, out: &mut References) {
         if let Filters::Http(http) = &chain.filters {
             if let RouteSource::Named(name) = &http.routes {
                 out.insert((ResourceType::Routes, name.clone()));
-            }
-            for provider in http.jwt.iter().flat_map(|j| &j.providers) {
-                out.insert((ResourceType::Secret, provider.jwks.clone()));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use mantlet_model::{Cluster, Endpoints, Listener, RouteTable, Secret};
 
-use crate::wire::{fault, unpack};
+use crate::wire::unpack;
 use crate::{Any, convert};
 
 /// Why a resource was refused. The text names the place and what was not understood.
@@ -18,19 +18,9 @@ pub struct DecodeError {
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
-/// A listener; refused if it inlines key sets.
+/// A listener.
 pub fn listener(any: &Any) -> Result<Listener> {
-    match listener_and_keys(any)? {
-        (listener, keys) if keys.is_empty() => Ok(listener),
-        _ => fault("local_jwks", "inlined key sets are not expected here"),
-    }
-}
-
-/// A listener, and the key sets that it inlines as secrets named `jwks/inline-<hash>`.
-pub fn listener_and_keys(any: &Any) -> Result<(Listener, Vec<Secret>)> {
-    let mut keys = Vec::new();
-    let listener = convert::listener::decode(unpack(any)?, &mut keys)?;
-    Ok((listener, keys))
+    convert::listener::decode(unpack(any)?)
 }
 
 /// A route table.

@@ -1,7 +1,5 @@
 //! Model → Envoy protobufs. Infallible: every value of the model has a form on the wire.
 
-use std::collections::BTreeMap;
-
 use mantlet_model::{Cluster, Endpoints, Listener, RouteTable, Secret};
 
 use crate::wire::pack;
@@ -14,44 +12,41 @@ pub enum Dialect {
     #[default]
     Istio,
     /// An Envoy without Istio's extensions: their filters are left out (no telemetry, no ALPN override), own
-    /// certificates come by ADS as well, key sets must be inlined. Not made for reading back.
+    /// certificates come by ADS as well. Not made for reading back.
     PlainEnvoy,
 }
 
 /// How resources are written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options<'a> {
+pub struct Options {
     /// Vocabulary.
     pub dialect: Dialect,
-    /// Contents of key sets by secret name, inlined into listeners for peers other than Mantlet. Without them (or for
-    /// absent names) a listener refers to the secret by name.
-    pub jwks: Option<&'a BTreeMap<String, Vec<u8>>>,
 }
 
-impl Options<'_> {
-    /// Options of a dialect, nothing inlined.
+impl Options {
+    /// Options of a dialect.
     pub fn new(dialect: Dialect) -> Self {
-        Options { dialect, jwks: None }
+        Options { dialect }
     }
 }
 
 /// A listener.
-pub fn listener(model: &Listener, options: &Options<'_>) -> Any {
+pub fn listener(model: &Listener, options: &Options) -> Any {
     pack(&convert::listener::encode(model, options))
 }
 
 /// A route table.
-pub fn route_table(model: &RouteTable, _options: &Options<'_>) -> Any {
+pub fn route_table(model: &RouteTable, _options: &Options) -> Any {
     pack(&convert::route::encode(model))
 }
 
 /// A cluster.
-pub fn cluster(model: &Cluster, options: &Options<'_>) -> Any {
+pub fn cluster(model: &Cluster, options: &Options) -> Any {
     pack(&convert::cluster::encode(model, options.dialect))
 }
 
 /// Endpoints.
-pub fn endpoints(model: &Endpoints, _options: &Options<'_>) -> Any {
+pub fn endpoints(model: &Endpoints, _options: &Options) -> Any {
     pack(&convert::endpoint::encode(model))
 }
 

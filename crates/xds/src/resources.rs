@@ -8,14 +8,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use mantlet_model::cluster::Discovery;
-use mantlet_model::listener::Filters;
-use mantlet_model::secret::SecretValue;
 use mantlet_model::{Cluster, Endpoints, Listener, ProxySnapshot, RouteTable, Secret};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::Any;
-use crate::encode::{self, Dialect, Options};
+use crate::encode::{self, Options};
 
 /// The xDS types that Mantlet speaks, in the order in which they are sent (make before break).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -143,26 +141,13 @@ pub struct ResourceSet {
 
 impl ResourceSet {
     /// Encodes a snapshot and the secrets that go with it. Resources equal to those of `previous` are taken over
-    /// without encoding them again; `previous` must have been made with the same dialect. For a plain Envoy the key sets
-    /// among the secrets are inlined into listeners, unless `options` brings others.
+    /// without encoding them again; `previous` must have been made with the same dialect.
     pub fn new(
         snapshot: &ProxySnapshot,
         secrets: impl IntoIterator<Item = Arc<Secret>>,
-        options: &Options<'_>,
+        options: &Options,
         previous: Option<&ResourceSet>,
     ) -> ResourceSet {
-        let secrets: Vec<Arc<Secret>> = secrets.into_iter().collect();
-        let keys: BTreeMap<String, Vec<u8>>;
-        let mut options = *options;
-        if options.dialect == Dialect::PlainEnvoy && options.jwks.is_none() {
-            let jwks = secrets.iter().filter_map(|secret| match &secret.value {
-                SecretValue::Jwks(json) => Some((secret.name.clone(), json.clone())),
-                _ => None,
-            });
-            keys = jwks.collect();
-            options.jwks = Some(&keys);
-        }
-        let options = &options;
         let mut set = ResourceSet::default();
         for (name, cluster) in &snapshot.clusters {
             set.put(
@@ -202,12 +187,10 @@ impl ResourceSet {
         kind: ResourceType,
         name: &str,
         source: Source,
-        options: &Options<'_>,
+        options: &Options,
         previous: Option<&ResourceSet>,
     ) {
-        // A listener may hold inlined key sets, which its model does not show; only then it is always encoded anew.
-        let reusable = inlined(&source, options).is_empty();
-        let known = previous.filter(|_| reusable).and_then(|p| p.get(kind, name));
+        let known = previous.and_then(|p| p.get(kind, name));
         let encoded = match known {
             Some(known) if known.source.is_same(&source) => known.clone(),
             _ => Arc::new(Encoded {
@@ -268,40 +251,17 @@ impl ResourceSet {
 }
 
 /// Hash of the content. It is taken over the model, not over the encoding: protobuf maps have no fixed order.
-fn version(source: &Source, options: &Options<'_>) -> String {
+fn version(source: &Source, options: &Options) -> String {
     let mut hash = Sha256::new();
     hash.update([options.dialect as u8]);
     match source {
         Source::Cluster(c) => update(&mut hash, c.as_ref()),
         Source::Endpoints(e) => update(&mut hash, e.as_ref()),
-        Source::Listener(l) => {
-            update(&mut hash, l.as_ref());
-            for (name, keys) in inlined(source, options) {
-                hash.update(name);
-                hash.update([0]);
-                hash.update(keys);
-            }
-        }
+        Source::Listener(l) => update(&mut hash, l.as_ref()),
         Source::Routes(r) => update(&mut hash, r.as_ref()),
         Source::Secret(s) => hash.update(&encode::secret(s).value),
     }
     hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Key sets that are written into a listener.
-fn inlined<'o>(source: &Source, options: &Options<'o>) -> Vec<(&'o str, &'o [u8])> {
-    let (Source::Listener(listener), Some(all)) = (source, options.jwks) else {
-        return Vec::new();
-    };
-    let names = listener.all_chains().filter_map(|chain| match &chain.filters {
-        Filters::Http(http) => http.jwt.as_ref(),
-        Filters::Tcp(_) => None,
-    });
-    let names = names.flat_map(|jwt| &jwt.providers).map(|provider| &provider.jwks);
-    names
-        .filter_map(|name| all.get_key_value(name))
-        .map(|(n, k)| (n.as_str(), k.as_slice()))
-        .collect()
 }
 
 fn update(hash: &mut Sha256, value: &impl Serialize) {

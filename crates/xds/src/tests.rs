@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use crate::encode::{Dialect, Options};
 use crate::{decode, encode};
 
-fn istio() -> Options<'static> {
+fn istio() -> Options {
     Options::new(Dialect::Istio)
 }
 
@@ -62,11 +62,10 @@ proptest! {
     }
 
     #[test]
-    fn secrets_come_back(name in "[a-z/:-]{1,20}", a in any::<Vec<u8>>(), b in any::<Vec<u8>>(), kind in 0..3) {
+    fn secrets_come_back(name in "[a-z/:-]{1,20}", a in any::<Vec<u8>>(), b in any::<Vec<u8>>(), kind in 0..2) {
         let value = match kind {
             0 => SecretValue::KeyPair { chain: a, key: KeyBytes::new(b) },
-            1 => SecretValue::TrustBundle(a),
-            _ => SecretValue::Jwks(a),
+            _ => SecretValue::TrustBundle(a),
         };
         let secret = Secret { name, value };
         prop_assert!(decode::secret(&encode::secret(&secret)).unwrap() == secret);
@@ -83,7 +82,7 @@ proptest! {
             let at = index.index(any.value.len());
             any.value[at] = byte;
         }
-        let _ = decode::listener_and_keys(&any);
+        let _ = decode::listener(&any);
     }
 
     /// Whatever bytes a peer sends, decoding ends with a value or an error.
@@ -91,7 +90,7 @@ proptest! {
     fn decoding_never_panics(bytes in any::<Vec<u8>>()) {
         for kind in crate::ResourceType::ALL {
             let any = crate::Any { type_url: kind.url().into(), value: bytes.clone() };
-            let _ = (decode::listener_and_keys(&any), decode::route_table(&any), decode::cluster(&any));
+            let _ = (decode::listener(&any), decode::route_table(&any), decode::cluster(&any));
             let _ = (decode::endpoints(&any), decode::secret(&any));
         }
     }
@@ -125,45 +124,4 @@ fn versions_are_of_the_content() {
         "equal content is not encoded again"
     );
     assert_ne!(version(&set(&other, Some(&first))), version(&first));
-}
-
-#[test]
-fn inlined_keys_come_back_as_secrets() {
-    use mantlet_model::http::{JwtAuthn, JwtProvider};
-    let provider = |name: &str, jwks: &str| JwtProvider {
-        name: name.into(),
-        issuer: "https://issuer".into(),
-        audiences: vec![],
-        jwks: jwks.into(),
-        from_headers: vec![("authorization".into(), "Bearer ".into())],
-        from_params: vec![],
-        from_cookies: vec![],
-        forward: false,
-        payload_header: None,
-        claim_headers: vec![],
-    };
-    let mut listener = generate::sample(generate::listener_with_http());
-    let jwt = JwtAuthn {
-        providers: vec![provider("origins-0", "jwks/a"), provider("origins-1", "jwks/b")],
-    };
-    let Filters::Http(http) = &mut listener.chains[0].filters else {
-        panic!("HTTP chain expected");
-    };
-    http.jwt = Some(jwt);
-    let keys = std::collections::BTreeMap::from([("jwks/a".to_string(), b"{\"keys\":[]}".to_vec())]);
-    let options = Options {
-        dialect: Dialect::Istio,
-        jwks: Some(&keys),
-    };
-    let any = encode::listener(&listener, &options);
-    assert!(decode::listener(&any).is_err(), "keys must not get lost");
-    let (back, secrets) = decode::listener_and_keys(&any).unwrap();
-    let Filters::Http(http) = &back.chains[0].filters else {
-        panic!("HTTP chain expected");
-    };
-    let providers = &http.jwt.as_ref().unwrap().providers;
-    assert_eq!(secrets.len(), 1);
-    assert_eq!(providers[0].jwks, secrets[0].name);
-    assert!(secrets[0].value == SecretValue::Jwks(b"{\"keys\":[]}".to_vec()));
-    assert_eq!(providers[1].jwks, "jwks/b");
 }

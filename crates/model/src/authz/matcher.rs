@@ -345,15 +345,15 @@ fn ends_with_account(text: &str, sa: &str) -> bool {
 }
 
 /// Calls `f` with the strings at a claim path until it returns true: the string, or the strings of a list (S2.71–S2.75).
-pub(super) fn any_claim(claims: &Value, path: &[Box<str>], f: &mut dyn FnMut(&str) -> bool) -> bool {
+pub(crate) fn any_claim<N: AsRef<str>>(claims: &Value, path: &[N], f: &mut dyn FnMut(&str) -> bool) -> bool {
     let mut value = claims;
     for name in path {
-        match value.get(&**name) {
+        match value.get(name.as_ref()) {
             Some(inner) => value = inner,
             None => return false,
         }
     }
-    let split = path.len() == 1 && SPACE_DELIMITED.contains(&&*path[0]);
+    let split = path.len() == 1 && SPACE_DELIMITED.contains(&path[0].as_ref());
     match value {
         Value::String(text) if split => text.split(' ').any(f),
         Value::String(text) => f(text),

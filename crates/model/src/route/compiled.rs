@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use regex::bytes::Regex;
 
-use super::{HeaderMatch, PathMatch, Route, RouteRequest, RouteTable, StringMatch, VirtualHost};
-use crate::authz::compile_regex;
+use super::{ClaimMatch, HeaderMatch, PathMatch, Route, RouteRequest, RouteTable, StringMatch, VirtualHost};
+use crate::authz::{any_claim, compile_regex};
 
 /// A route table with its lookup structures.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ struct Ready {
     path: Option<Regex>,
     headers: Vec<Option<Regex>>,
     query: Vec<Option<Regex>>,
+    claims: Vec<Option<Regex>>,
     /// A condition that cannot be understood: the route is never taken.
     broken: bool,
 }
@@ -184,6 +185,7 @@ impl Ready {
         };
         let headers = route.matches.headers.iter().map(|h| of(h.value.as_ref())).collect();
         let query = route.matches.query.iter().map(|(_, value)| of(Some(value))).collect();
+        let claims = route.matches.claims.iter().map(|c| of(c.value.as_ref())).collect();
         let path = match &route.matches.path {
             PathMatch::Regex(text) => compile(text),
             _ => None,
@@ -192,6 +194,7 @@ impl Ready {
             path,
             headers,
             query,
+            claims,
             ..ready
         }
     }
@@ -220,6 +223,11 @@ impl Ready {
                 let found = parameter(request.query().unwrap_or_default(), name);
                 found.is_some_and(|text| holds(value, regex.as_ref(), text))
             })
+            && matches
+                .claims
+                .iter()
+                .zip(&self.claims)
+                .all(|(c, regex)| claim_holds(c, regex.as_ref(), request))
     }
 }
 
@@ -230,6 +238,18 @@ fn header_holds(matches: &HeaderMatch, regex: Option<&Regex>, request: &dyn Rout
         // Each of several values is tested alone, as in authorization (seen on Envoy 1.40).
         Some(value) => values.iter().any(|text| holds(value, regex, text)),
     };
+    found != matches.invert
+}
+
+fn claim_holds(matches: &ClaimMatch, regex: Option<&Regex>, request: &dyn RouteRequest) -> bool {
+    let found = request.claims().is_some_and(|claims| match &matches.value {
+        None => matches
+            .path
+            .iter()
+            .try_fold(claims, |value, name| value.get(name))
+            .is_some(),
+        Some(value) => any_claim(claims, &matches.path, &mut |text| holds(value, regex, text)),
+    });
     found != matches.invert
 }
 

@@ -257,10 +257,9 @@ fn a_resource_that_cannot_be_read_refuses_its_response_by_name() {
     );
 }
 
-/// Key sets inside listeners come and go with them; secrets of the local agent are not asked for.
+/// Secrets of the local agent are not asked for, and what a listener asked for goes with it.
 #[test]
-fn inlined_keys_are_forgotten_with_their_listener() {
-    use mantlet_model::http::{JwtAuthn, JwtProvider};
+fn own_secrets_are_not_asked_for() {
     use mantlet_model::tls::{ServerTls, TlsVersion};
 
     let mut listener = generate::sample(generate::listener_with_http());
@@ -278,25 +277,6 @@ fn inlined_keys_are_forgotten_with_their_listener() {
         panic!("HTTP chain expected");
     };
     http.routes = RouteSource::Named("r".into());
-    http.jwt = Some(JwtAuthn {
-        providers: vec![JwtProvider {
-            name: "origins-0".into(),
-            issuer: "i".into(),
-            audiences: vec![],
-            jwks: "jwks/a".into(),
-            from_headers: vec![],
-            from_params: vec![],
-            from_cookies: vec![],
-            forward: false,
-            payload_header: None,
-            claim_headers: vec![],
-        }],
-    });
-    let keys = BTreeMap::from([("jwks/a".to_string(), b"{}".to_vec())]);
-    let options = Options {
-        jwks: Some(&keys),
-        ..Options::default()
-    };
     let response = |resources, removed| DeltaDiscoveryResponse {
         type_url: ResourceType::Listener.url().into(),
         nonce: "1".into(),
@@ -307,7 +287,7 @@ fn inlined_keys_are_forgotten_with_their_listener() {
     let resource = envoy_types::pb::envoy::service::discovery::v3::Resource {
         name: listener.name.clone(),
         version: "1".into(),
-        resource: Some(crate::encode::listener(&listener, &options)),
+        resource: Some(crate::encode::listener(&listener, &Options::default())),
         ..Default::default()
     };
     let mut client = DeltaClient::new(Node::default());
@@ -321,8 +301,7 @@ fn inlined_keys_are_forgotten_with_their_listener() {
         .iter()
         .flat_map(|r| &r.resource_names_subscribe)
         .collect();
-    assert_eq!(asked, ["r"], "neither own secrets nor inlined keys are subscribed to");
-    assert!(proxy.0.keys().any(|(kind, _)| *kind == ResourceType::Secret));
+    assert_eq!(asked, ["r"], "own secrets are not subscribed to");
 
     let pending = client
         .on_response(response(vec![], vec![listener.name.clone()]))

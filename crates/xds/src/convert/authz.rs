@@ -39,9 +39,9 @@ use super::strings::{self, Pattern};
 use crate::wire::{At, Result, cidr, done, expect, fault, pack, port, require, take_cidr, unpack};
 
 /// Filter whose metadata holds the verified token.
-const JWT: &str = "envoy.filters.http.jwt_authn";
+pub(super) const JWT: &str = "envoy.filters.http.jwt_authn";
 /// Key of the token's payload in that metadata.
-const PAYLOAD: &str = "payload";
+pub(super) const PAYLOAD: &str = "payload";
 /// Statistics prefix of network filters (S2.96).
 const TCP_STATS: &str = "tcp.";
 /// Most policies that one rule may be spread out into.
@@ -579,20 +579,20 @@ fn take_header(mut proto: HeaderMatcher) -> Result<Expr> {
     atom(attribute, found)
 }
 
-fn segments<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<PathSegment> {
+pub(super) fn segments<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<PathSegment> {
     keys.map(|key| PathSegment {
         segment: Some(path_segment::Segment::Key(key.into())),
     })
     .collect()
 }
 
-fn text_value(matcher: StringMatcher) -> ValueMatcher {
+pub(super) fn text_value(matcher: StringMatcher) -> ValueMatcher {
     ValueMatcher {
         match_pattern: Some(value_matcher::MatchPattern::StringMatch(matcher)),
     }
 }
 
-fn list_value(matcher: StringMatcher) -> ValueMatcher {
+pub(super) fn list_value(matcher: StringMatcher) -> ValueMatcher {
     let list = ListMatcher {
         match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(text_value(matcher)))),
     };
@@ -688,7 +688,7 @@ fn take_list(list: ListMatcher) -> Result<Pattern> {
 }
 
 /// "A string, or an element of a list", as two alternatives with the same pattern.
-fn take_value(value: ValueMatcher, text_is_enough: bool) -> Result<Pattern> {
+pub(super) fn take_value(value: ValueMatcher, text_is_enough: bool) -> Result<Pattern> {
     let either = match value.match_pattern {
         Some(value_matcher::MatchPattern::OrMatch(either)) => either.value_matchers,
         Some(value_matcher::MatchPattern::StringMatch(proto)) if text_is_enough => {

@@ -8,7 +8,6 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_filter,
 };
-use mantlet_model::Secret;
 use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, PathNormalization, Reporter, RouteSource};
 use mantlet_model::names::Direction;
 
@@ -128,14 +127,14 @@ const NORMALIZATIONS: [PathNormalization; 4] = [
     PathNormalization::DecodeAndMergeSlashes,
 ];
 
-pub(crate) fn encode(model: &HttpManager, direction: Direction, options: &Options<'_>) -> HttpConnectionManager {
+pub(crate) fn encode(model: &HttpManager, direction: Direction, options: &Options) -> HttpConnectionManager {
     let istio = options.dialect == Dialect::Istio;
     let mut filters = Vec::new();
     for stage in &model.custom {
         filters.extend(ext_authz::encode_http(stage).into_iter().map(|(n, any)| filter(n, any)));
     }
     if let Some(jwt) = &model.jwt {
-        filters.push(filter(JWT, pack(&jwt::encode(jwt, options))));
+        filters.push(filter(JWT, pack(&jwt::encode(jwt))));
     }
     for authz in &model.authz {
         filters.push(filter(RBAC, pack(&authz::encode_http(authz))));
@@ -208,7 +207,7 @@ struct Found {
     router: bool,
 }
 
-fn take_filters(filters: Vec<HttpFilter>, direction: Direction, keys: &mut Vec<Secret>) -> Result<Found> {
+fn take_filters(filters: Vec<HttpFilter>, direction: Direction) -> Result<Found> {
     let mut found = Found::default();
     let mut last = 0;
     for mut proto in filters {
@@ -224,7 +223,7 @@ fn take_filters(filters: Vec<HttpFilter>, direction: Direction, keys: &mut Vec<S
         // The type decides, not the name, which is free text in Envoy.
         let rank = if any.type_url.ends_with(".jwt_authn.v3.JwtAuthentication") {
             expect(found.jwt.is_none(), &name, "more than one")?;
-            found.jwt = Some(unpack(&any).and_then(|p| jwt::decode(p, keys)).at(&name)?);
+            found.jwt = Some(unpack(&any).and_then(jwt::decode).at(&name)?);
             1
         } else if any.type_url.ends_with("envoy.extensions.filters.http.rbac.v3.RBAC") {
             let rbac = unpack(&any).at(&name)?;
@@ -276,12 +275,8 @@ fn take_filters(filters: Vec<HttpFilter>, direction: Direction, keys: &mut Vec<S
     Ok(found)
 }
 
-pub(crate) fn decode(
-    mut proto: HttpConnectionManager,
-    direction: Direction,
-    keys: &mut Vec<Secret>,
-) -> Result<HttpManager> {
-    let found = take_filters(std::mem::take(&mut proto.http_filters), direction, keys).at("http_filters")?;
+pub(crate) fn decode(mut proto: HttpConnectionManager, direction: Direction) -> Result<HttpManager> {
+    let found = take_filters(std::mem::take(&mut proto.http_filters), direction).at("http_filters")?;
     let codec = match CodecType::try_from(std::mem::take(&mut proto.codec_type)) {
         Ok(CodecType::Auto) => Codec::Auto,
         Ok(CodecType::Http1) => Codec::Http1,

@@ -1,8 +1,7 @@
 //! JWT authentication (SEMANTICS 3).
 //!
-//! Mantlet keeps key sets as secrets of their own, so that a key rotation touches no listener. On the wire a provider
-//! names such a secret as the file name of its local key set; for peers that cannot resolve that, the keys are inlined,
-//! and inlined keys (istiod's, for instance) are read back as secrets named by their hash.
+//! Key sets are inlined, as istiod does it: whoever fetches them is the control plane, and a proxy never sees a listener
+//! without the keys that belong to it. What asks the proxy to fetch is refused.
 
 use std::collections::HashMap;
 
@@ -20,12 +19,8 @@ use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     JwtRequirementOrList, RequirementRule,
 };
 use envoy_types::pb::google::protobuf::Empty;
-use mantlet_model::Secret;
 use mantlet_model::http::{JwtAuthn, JwtProvider};
-use mantlet_model::secret::SecretValue;
-use sha2::{Digest, Sha256};
 
-use crate::encode::Options;
 use crate::wire::{At, Result, done, expect, fault, require};
 
 /// Metadata key of the payload (S3.49).
@@ -33,12 +28,8 @@ const PAYLOAD: &str = "payload";
 /// Claims that are always split at spaces (S2.73).
 const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
 
-pub(crate) fn encode(model: &JwtAuthn, options: &Options<'_>) -> JwtAuthentication {
-    let providers: HashMap<_, _> = model
-        .providers
-        .iter()
-        .map(|p| (p.name.clone(), provider(p, options)))
-        .collect();
+pub(crate) fn encode(model: &JwtAuthn) -> JwtAuthentication {
+    let providers: HashMap<_, _> = model.providers.iter().map(|p| (p.name.clone(), provider(p))).collect();
     let rules = requirement(&model.providers).map(|requires| RequirementRule {
         r#match: Some(ProtoMatch {
             path_specifier: Some(PathSpecifier::Prefix("/".into())),
@@ -92,12 +83,7 @@ fn requirement(providers: &[JwtProvider]) -> Option<JwtRequirement> {
     }
 }
 
-fn provider(model: &JwtProvider, options: &Options<'_>) -> Proto {
-    let keys = options.jwks.and_then(|all| all.get(&model.jwks));
-    let source = match keys {
-        Some(json) => Specifier::InlineString(String::from_utf8_lossy(json).into_owned()),
-        None => Specifier::Filename(model.jwks.clone()),
-    };
+fn provider(model: &JwtProvider) -> Proto {
     Proto {
         issuer: model.issuer.clone(),
         audiences: model.audiences.clone(),
@@ -113,9 +99,14 @@ fn provider(model: &JwtProvider, options: &Options<'_>) -> Proto {
         from_params: model.from_params.clone(),
         from_cookies: model.from_cookies.clone(),
         forward_payload_header: model.payload_header.clone().unwrap_or_default(),
+        clear_route_cache: model.clear_route_cache,
         payload_in_metadata: PAYLOAD.into(),
         normalize_payload_in_metadata: Some(NormalizePayload {
-            space_delimited_claims: SPACE_DELIMITED.map(String::from).into(),
+            space_delimited_claims: SPACE_DELIMITED
+                .into_iter()
+                .chain(model.space_delimited.iter().map(String::as_str))
+                .map(String::from)
+                .collect(),
         }),
         claim_to_headers: model
             .claim_headers
@@ -127,15 +118,15 @@ fn provider(model: &JwtProvider, options: &Options<'_>) -> Proto {
             })
             .collect(),
         jwks_source_specifier: Some(JwksSourceSpecifier::LocalJwks(DataSource {
-            specifier: Some(source),
+            specifier: Some(Specifier::InlineString(model.jwks.to_string())),
             ..DataSource::default()
         })),
         ..Proto::default()
     }
 }
 
-/// Reads the filter; inlined key sets are added to `keys`.
-pub(crate) fn decode(mut proto: JwtAuthentication, keys: &mut Vec<Secret>) -> Result<JwtAuthn> {
+/// Reads the filter.
+pub(crate) fn decode(mut proto: JwtAuthentication) -> Result<JwtAuthn> {
     expect(
         std::mem::take(&mut proto.bypass_cors_preflight),
         "bypass_cors_preflight",
@@ -168,7 +159,7 @@ pub(crate) fn decode(mut proto: JwtAuthentication, keys: &mut Vec<Secret>) -> Re
             let Some(proto) = protos.remove(&name) else {
                 return fault("rules.requires", format!("provider {name} is not defined"));
             };
-            providers.push(take_provider(name.clone(), proto, keys).at(&format!("providers[{name}]"))?);
+            providers.push(take_provider(name.clone(), proto).at(&format!("providers[{name}]"))?);
         }
         let same = requirement(&providers).as_ref() == Some(&requires);
         expect(same, "rules.requires", "only \"any valid token, or none\" is supported")?;
@@ -179,45 +170,40 @@ pub(crate) fn decode(mut proto: JwtAuthentication, keys: &mut Vec<Secret>) -> Re
     Ok(JwtAuthn { providers })
 }
 
-fn take_provider(name: String, mut proto: Proto, keys: &mut Vec<Secret>) -> Result<JwtProvider> {
+fn take_provider(name: String, mut proto: Proto) -> Result<JwtProvider> {
     let payload = std::mem::take(&mut proto.payload_in_metadata);
     expect(
         payload == PAYLOAD,
         "payload_in_metadata",
         "only \"payload\" is supported",
     )?;
-    let mut split = proto
+    let mut space_delimited = proto
         .normalize_payload_in_metadata
         .take()
         .unwrap_or_default()
         .space_delimited_claims;
-    split.sort();
-    expect(
-        split == SPACE_DELIMITED,
-        "normalize_payload_in_metadata",
-        "only scope and permission are supported",
-    )?;
+    // Splitting them is what the model means without saying so.
+    for always in SPACE_DELIMITED {
+        let Some(at) = space_delimited.iter().position(|c| c == always) else {
+            return fault(
+                "normalize_payload_in_metadata",
+                format!("{always} must be among the claims"),
+            );
+        };
+        space_delimited.remove(at);
+    }
     let jwks = match proto.jwks_source_specifier.take() {
         Some(JwksSourceSpecifier::LocalJwks(mut source)) => {
-            let content = match source.specifier.take() {
-                Some(Specifier::Filename(name)) => Err(name),
-                Some(Specifier::InlineString(text)) => Ok(text.into_bytes()),
-                Some(Specifier::InlineBytes(bytes)) => Ok(bytes),
-                _ => return fault("local_jwks", "not supported"),
+            let json = match source.specifier.take() {
+                Some(Specifier::InlineString(text)) => text,
+                Some(Specifier::InlineBytes(bytes)) => match String::from_utf8(bytes) {
+                    Ok(text) => text,
+                    Err(_) => return fault("local_jwks.inline_bytes", "not UTF-8"),
+                },
+                _ => return fault("local_jwks", "only inline key sets are supported"),
             };
             done(source).at("local_jwks")?;
-            match content {
-                Err(name) => name,
-                Ok(json) => {
-                    let hash: String = Sha256::digest(&json)[..16].iter().map(|b| format!("{b:02x}")).collect();
-                    let name = format!("jwks/inline-{hash}");
-                    keys.push(Secret {
-                        name: name.clone(),
-                        value: SecretValue::Jwks(json),
-                    });
-                    name
-                }
-            }
+            json
         }
         Some(JwksSourceSpecifier::RemoteJwks(_)) => return fault("remote_jwks", "not supported"),
         None => return fault("local_jwks", "missing"),
@@ -243,13 +229,15 @@ fn take_provider(name: String, mut proto: Proto, keys: &mut Vec<Secret>) -> Resu
         name,
         issuer: std::mem::take(&mut proto.issuer),
         audiences: std::mem::take(&mut proto.audiences),
-        jwks,
+        jwks: jwks.into(),
         from_headers,
         from_params: std::mem::take(&mut proto.from_params),
         from_cookies: std::mem::take(&mut proto.from_cookies),
         forward: std::mem::take(&mut proto.forward),
         payload_header: (!payload_header.is_empty()).then_some(payload_header),
         claim_headers,
+        space_delimited,
+        clear_route_cache: std::mem::take(&mut proto.clear_route_cache),
     };
     done(proto)?;
     Ok(model)

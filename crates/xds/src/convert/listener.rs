@@ -12,9 +12,9 @@ use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::Tl
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
+use mantlet_model::Listener;
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, TcpManager, Transport};
 use mantlet_model::names::Direction;
-use mantlet_model::{Listener, Secret};
 
 use super::{access_log, authz, ext_authz, http, tls};
 use crate::Any;
@@ -32,7 +32,7 @@ const HTTP: &str = "envoy.filters.network.http_connection_manager";
 const RBAC: &str = "envoy.filters.network.rbac";
 const TCP: &str = "envoy.filters.network.tcp_proxy";
 
-pub(crate) fn encode(model: &Listener, options: &Options<'_>) -> Proto {
+pub(crate) fn encode(model: &Listener, options: &Options) -> Proto {
     let direction = match model.direction {
         Direction::Inbound => TrafficDirection::Inbound,
         Direction::Outbound => TrafficDirection::Outbound,
@@ -137,7 +137,7 @@ fn take_range(range: Int32Range, ports: &mut Vec<u16>) -> Result<()> {
     Ok(())
 }
 
-fn chain(model: &FilterChain, direction: Direction, options: &Options<'_>) -> ProtoChain {
+fn chain(model: &FilterChain, direction: Direction, options: &Options) -> ProtoChain {
     let filters = match &model.filters {
         Filters::Http(manager) => vec![network_filter(HTTP, pack(&http::encode(manager, direction, options)))],
         Filters::Tcp(tcp) => tcp_filters(tcp, options.dialect),
@@ -188,7 +188,7 @@ fn tcp_filters(model: &TcpManager, dialect: Dialect) -> Vec<Filter> {
     out
 }
 
-pub(crate) fn decode(mut proto: Proto, keys: &mut Vec<Secret>) -> Result<Listener> {
+pub(crate) fn decode(mut proto: Proto) -> Result<Listener> {
     let (host, number) = take_socket_address(&mut proto.address, "address")?;
     let address = (ip(&host, "address")?, number).into();
     let direction = match TrafficDirection::try_from(std::mem::take(&mut proto.traffic_direction)) {
@@ -237,11 +237,11 @@ pub(crate) fn decode(mut proto: Proto, keys: &mut Vec<Secret>) -> Result<Listene
     let mut chains = Vec::new();
     for chain in std::mem::take(&mut proto.filter_chains) {
         let place = format!("filter_chains[{}]", chain.name);
-        chains.push(take_chain(chain, direction, keys).at(&place)?);
+        chains.push(take_chain(chain, direction).at(&place)?);
     }
     let default_chain = match proto.default_filter_chain.take() {
         None => None,
-        Some(chain) => Some(take_chain(chain, direction, keys).at("default_filter_chain")?),
+        Some(chain) => Some(take_chain(chain, direction).at("default_filter_chain")?),
     };
     let model = Listener {
         name: std::mem::take(&mut proto.name),
@@ -262,7 +262,7 @@ pub(crate) fn decode(mut proto: Proto, keys: &mut Vec<Secret>) -> Result<Listene
     Ok(model)
 }
 
-fn take_chain(mut proto: ProtoChain, direction: Direction, keys: &mut Vec<Secret>) -> Result<FilterChain> {
+fn take_chain(mut proto: ProtoChain, direction: Direction) -> Result<FilterChain> {
     let name = std::mem::take(&mut proto.name);
     let mut matches = ChainMatch::default();
     if let Some(mut found) = proto.filter_chain_match.take() {
@@ -296,7 +296,7 @@ fn take_chain(mut proto: ProtoChain, direction: Direction, keys: &mut Vec<Secret
         None => None,
         Some(socket) => Some(tls::decode_server(socket).at("transport_socket")?),
     };
-    let filters = take_network_filters(std::mem::take(&mut proto.filters), direction, keys).at("filters")?;
+    let filters = take_network_filters(std::mem::take(&mut proto.filters), direction).at("filters")?;
     done(proto)?;
     Ok(FilterChain {
         name,
@@ -306,7 +306,7 @@ fn take_chain(mut proto: ProtoChain, direction: Direction, keys: &mut Vec<Secret
     })
 }
 
-fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut Vec<Secret>) -> Result<Filters> {
+fn take_network_filters(filters: Vec<Filter>, direction: Direction) -> Result<Filters> {
     let mut custom = ext_authz::Stages::default();
     let mut authz = Vec::new();
     let mut telemetry = false;
@@ -346,7 +346,7 @@ fn take_network_filters(filters: Vec<Filter>, direction: Direction, keys: &mut V
                 &name,
                 "network filters before HTTP are not supported",
             )?;
-            let manager = unpack(&any).and_then(|p| http::decode(p, direction, keys)).at(&name)?;
+            let manager = unpack(&any).and_then(|p| http::decode(p, direction)).at(&name)?;
             out = Some(Filters::Http(Box::new(manager)));
         } else if any.type_url.ends_with(".tcp_proxy.v3.TcpProxy") {
             let mut tcp: TcpProxy = unpack(&any).at(&name)?;

@@ -17,12 +17,15 @@ use envoy_types::pb::envoy::config::route::v3::{
     Route as ProtoRoute, RouteAction as ProtoAction, RouteConfiguration, RouteMatch as ProtoMatch,
     VirtualHost as ProtoHost, WeightedCluster,
 };
+use envoy_types::pb::envoy::r#type::matcher::v3::metadata_matcher::path_segment;
+use envoy_types::pb::envoy::r#type::matcher::v3::{MetadataMatcher, OrMatcher, ValueMatcher, value_matcher};
 use mantlet_model::RouteTable;
 use mantlet_model::route::{
-    Forward, HeaderChange, HeaderMatch, PathMatch, Redirect, Retry, Route, RouteAction, RouteMatch, StringMatch,
-    VirtualHost,
+    ClaimMatch, Forward, HeaderChange, HeaderMatch, PathMatch, Redirect, Retry, Route, RouteAction, RouteMatch,
+    StringMatch, VirtualHost,
 };
 
+use super::authz::{JWT, PAYLOAD, list_value, segments, take_value, text_value};
 use super::strings::{self, Pattern};
 use crate::wire::{
     At, Result, boolean, done, duration, expect, fault, port, require, take_bool, take_ms, take_uint, uint,
@@ -255,6 +258,7 @@ fn matches(model: &RouteMatch) -> ProtoMatch {
                 ))),
             })
             .collect(),
+        dynamic_metadata: model.claims.iter().map(claim).collect(),
         ..ProtoMatch::default()
     }
 }
@@ -292,8 +296,65 @@ pub(crate) fn take_matches(mut proto: ProtoMatch) -> Result<RouteMatch> {
             _ => return fault(place, "only string_match is supported"),
         }
     }
+    let mut claims = Vec::new();
+    for (index, metadata) in std::mem::take(&mut proto.dynamic_metadata).into_iter().enumerate() {
+        claims.push(take_claim(metadata).at(&format!("dynamic_metadata[{index}]"))?);
+    }
     done(proto)?;
-    Ok(RouteMatch { path, headers, query })
+    Ok(RouteMatch {
+        path,
+        headers,
+        query,
+        claims,
+    })
+}
+
+/// A condition on a claim reads the payload that jwt_authn stored (S3.81).
+fn claim(model: &ClaimMatch) -> MetadataMatcher {
+    let pattern = match &model.value {
+        None => value_matcher::MatchPattern::PresentMatch(true),
+        Some(value) => {
+            let text = || strings::encode(&string(value), false);
+            value_matcher::MatchPattern::OrMatch(OrMatcher {
+                value_matchers: vec![text_value(text()), list_value(text())],
+            })
+        }
+    };
+    MetadataMatcher {
+        filter: JWT.into(),
+        path: segments(std::iter::once(PAYLOAD).chain(model.path.iter().map(String::as_str))),
+        value: Some(ValueMatcher {
+            match_pattern: Some(pattern),
+        }),
+        invert: model.invert,
+    }
+}
+
+fn take_claim(mut proto: MetadataMatcher) -> Result<ClaimMatch> {
+    let mut path = Vec::new();
+    for segment in std::mem::take(&mut proto.path) {
+        match segment.segment {
+            Some(path_segment::Segment::Key(key)) => path.push(key),
+            None => return fault("path", "empty segment"),
+        }
+    }
+    expect(
+        std::mem::take(&mut proto.filter) == JWT && path.len() > 1 && path[0] == PAYLOAD,
+        "path",
+        "only claims of the verified token are supported",
+    )?;
+    path.remove(0);
+    let value = require(&mut proto.value, "value")?;
+    let model = ClaimMatch {
+        path,
+        value: match value.match_pattern {
+            Some(value_matcher::MatchPattern::PresentMatch(true)) => None,
+            _ => Some(take_value(value, false).and_then(take_string).at("value")?),
+        },
+        invert: std::mem::take(&mut proto.invert),
+    };
+    done(proto)?;
+    Ok(model)
 }
 
 fn take_header_match(mut proto: HeaderMatcher) -> Result<HeaderMatch> {

@@ -3,7 +3,7 @@
 use envoy_types::pb::envoy::config::core::v3::DataSource;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, GenericSecret, Secret as Proto, TlsCertificate, secret,
+    CertificateValidationContext, Secret as Proto, TlsCertificate, secret,
 };
 use mantlet_model::Secret;
 use mantlet_model::secret::{KeyBytes, SecretValue};
@@ -41,10 +41,6 @@ pub(crate) fn encode(model: &Secret) -> Proto {
             trusted_ca: bytes(pem),
             ..CertificateValidationContext::default()
         }),
-        SecretValue::Jwks(json) => secret::Type::GenericSecret(GenericSecret {
-            secret: bytes(json),
-            ..GenericSecret::default()
-        }),
     };
     Proto {
         name: model.name.clone(),
@@ -68,11 +64,7 @@ pub(crate) fn decode(proto: Proto) -> Result<Secret> {
             done(context).at("validation_context")?;
             SecretValue::TrustBundle(pem)
         }
-        Some(secret::Type::GenericSecret(mut generic)) => {
-            let json = take_bytes(&mut generic.secret, "generic_secret.secret")?;
-            done(generic).at("generic_secret")?;
-            SecretValue::Jwks(json)
-        }
+        Some(secret::Type::GenericSecret(_)) => return fault("generic_secret", "not supported"),
         Some(secret::Type::SessionTicketKeys(_)) => return fault("session_ticket_keys", "not supported"),
         None => return fault("type", "missing"),
     };

@@ -266,10 +266,17 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
         value,
         invert,
     });
-    (path, vec(header, 0..3), vec((word(), string_match()), 0..2)).prop_map(|(path, headers, query)| RouteMatch {
+    let claim = (vec(word(), 1..3), of(string_match()), any::<bool>()).prop_map(|(path, value, invert)| ClaimMatch {
+        path,
+        value,
+        invert,
+    });
+    let query = vec((word(), string_match()), 0..2);
+    (path, vec(header, 0..3), query, vec(claim, 0..2)).prop_map(|(path, headers, query, claims)| RouteMatch {
         path,
         headers,
         query,
+        claims,
     })
 }
 
@@ -359,7 +366,10 @@ fn access_log() -> impl Strategy<Value = AccessLog> {
 
 fn jwt() -> impl Strategy<Value = JwtAuthn> {
     let provider = (
-        (text(), vec(text(), 0..2), name(), vec((word(), text()), 0..2)),
+        (
+            (text(), vec(text(), 0..2), text(), vec((word(), text()), 0..2)),
+            (vec(word(), 0..2), any::<bool>()),
+        ),
         (
             vec(word(), 0..2),
             vec(word(), 0..2),
@@ -370,20 +380,22 @@ fn jwt() -> impl Strategy<Value = JwtAuthn> {
     )
         .prop_map(
             |(
-                (issuer, audiences, jwks, from_headers),
+                ((issuer, audiences, jwks, from_headers), (space_delimited, clear_route_cache)),
                 (from_params, from_cookies, forward, payload_header, claims),
             )| {
                 JwtProvider {
                     name: String::new(),
                     issuer,
                     audiences,
-                    jwks,
+                    jwks: jwks.into(),
                     from_headers,
                     from_params,
                     from_cookies,
                     forward,
                     payload_header,
                     claim_headers: claims,
+                    space_delimited,
+                    clear_route_cache,
                 }
             },
         );

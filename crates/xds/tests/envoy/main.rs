@@ -270,13 +270,15 @@ fn http(authz: Vec<AuthzFilter>, log: &Path) -> HttpManager {
                 name: "origins-0".into(),
                 issuer: "issuer".into(),
                 audiences: vec![],
-                jwks: "jwks/test".into(),
+                jwks: JWKS.into(),
                 from_headers: vec![("authorization".into(), "Bearer ".into())],
                 from_params: vec![],
                 from_cookies: vec![],
                 forward: false,
                 payload_header: None,
                 claim_headers: vec![],
+                space_delimited: vec![],
+                clear_route_cache: false,
             }],
         }),
         custom: Vec::new(),
@@ -582,11 +584,6 @@ async fn run(delta: bool, listeners: usize, requests: usize) {
         Secret {
             name: "ROOTCA".into(),
             value: SecretValue::TrustBundle(ca.root_pem().into_bytes()),
-        },
-        // Envoy cannot fetch key sets by name; they reach it inside the listeners.
-        Secret {
-            name: "jwks/test".into(),
-            value: SecretValue::Jwks(JWKS.as_bytes().to_vec()),
         },
     ];
 

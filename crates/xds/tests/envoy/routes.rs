@@ -115,7 +115,12 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
             invert,
         });
     let query = ("k", string_match());
-    (path, few(header), few(query)).prop_map(|(path, headers, query)| RouteMatch { path, headers, query })
+    (path, few(header), few(query)).prop_map(|(path, headers, query)| RouteMatch {
+        path,
+        headers,
+        query,
+        claims: vec![],
+    })
 }
 
 /// A table whose routes answer with their own name.

@@ -128,6 +128,7 @@ fn the_first_route_that_matches() {
                 path: PathMatch::Prefix("/q".into()),
                 headers: vec![],
                 query: vec![("k".into(), StringMatch::Prefix("v".into()))],
+                claims: vec![],
             },
         ),
     ];
