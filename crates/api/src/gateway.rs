@@ -276,6 +276,28 @@ fn gateway_host(host: &str, path: &str, findings: &mut Vec<Diagnostic>) {
     }
 }
 
+/// TLS 1.2 cipher suites by the names that Envoy gives them, and the group name it takes.
+const CIPHERS: [&str; 18] = [
+    "ALL",
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+    "ECDHE-PSK-AES128-CBC-SHA",
+    "ECDHE-PSK-AES256-CBC-SHA",
+];
+
 fn server_tls(tls: &ServerTlsSettings, path: &str, findings: &mut Vec<Diagnostic>) {
     use ServerTlsMode as Mode;
     let files = !tls.server_certificate.is_empty() || !tls.private_key.is_empty();
@@ -344,6 +366,14 @@ fn server_tls(tls: &ServerTlsSettings, path: &str, findings: &mut Vec<Diagnostic
     }
     if tls.credential_names.len() > 2 || tls.tls_certificates.len() > 2 {
         warning("at most two certificates, one RSA and one ECDSA, are used; the rest will be ignored".into());
+    }
+    let mut seen = BTreeSet::new();
+    for cipher in &tls.cipher_suites {
+        if !CIPHERS.contains(&cipher.as_str()) {
+            warning(format!("ignoring invalid cipher suite: {cipher}"));
+        } else if !seen.insert(cipher) {
+            warning(format!("ignoring duplicate cipher suite: {cipher}"));
+        }
     }
     if matches!(tls.min_protocol_version, TlsProtocol::V1_0 | TlsProtocol::V1_1) {
         warning("TLS version below TLSV1_2 require setting compatible ciphers and is not recommended".into());

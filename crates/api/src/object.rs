@@ -48,7 +48,7 @@ specs! {
     VirtualService => VIRTUAL_SERVICE, |s, _name, ns, raw| crate::virtual_service::validate(s, ns, raw);
     Gateway => GATEWAY, |s, _name, ns, raw| crate::gateway::validate(s, ns, raw);
     ServiceEntry => SERVICE_ENTRY, |s, _name, ns, raw| crate::service_entry::validate(s, ns, raw);
-    Sidecar => SIDECAR, |s, _name, _ns, raw| crate::sidecar::validate(s, raw);
+    Sidecar => SIDECAR, |s, _name, ns, raw| crate::sidecar::validate(s, ns, raw);
     WorkloadEntry => WORKLOAD_ENTRY, |_s, _name, _ns, _raw| Vec::new();
     WorkloadGroup => WORKLOAD_GROUP, |_s, _name, _ns, _raw| Vec::new();
     EnvoyFilter => ENVOY_FILTER, |_s, _name, _ns, _raw| Vec::new();

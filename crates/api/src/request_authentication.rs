@@ -102,6 +102,29 @@ pub struct ClaimToHeader {
     pub claim: String,
 }
 
+/// Nulls in lists, which have to be looked for before decoding (S8.41, S8.42).
+pub(crate) fn nulls(raw: &Value) -> Vec<Diagnostic> {
+    let mut findings = Vec::new();
+    let rules = raw.pointer("/spec/jwtRules").and_then(Value::as_array);
+    for (i, rule) in rules.into_iter().flatten().enumerate() {
+        for (field, message) in [
+            ("fromHeaders", "location header name must be non-null"),
+            ("outputClaimToHeaders", "outputClaimToHeaders must not be null"),
+        ] {
+            let items = rule.get(field).and_then(Value::as_array);
+            for (j, _) in items
+                .into_iter()
+                .flatten()
+                .enumerate()
+                .filter(|(_, item)| item.is_null())
+            {
+                findings.push(Diagnostic::error(format!("spec.jwtRules[{i}].{field}[{j}]"), message));
+            }
+        }
+    }
+    findings
+}
+
 /// Istio's rules for the kind.
 pub(crate) fn validate(spec: &RequestAuthentication, _raw: &Value) -> Vec<Diagnostic> {
     let mut findings = validate::selector(spec.selector.as_ref(), "spec.selector");
@@ -118,6 +141,9 @@ pub(crate) fn validate(spec: &RequestAuthentication, _raw: &Value) -> Vec<Diagno
         };
         if rule.issuer.is_empty() && rule.jwks_uri.is_empty() {
             error("issuer", "issuer or jwksUri must be non-empty string".into());
+        }
+        if !rule.jwks_uri.is_empty() && !rule.jwks.is_empty() {
+            error("jwks", "only one of jwks or jwksUri can be set".into());
         }
         if rule.audiences.iter().any(String::is_empty) {
             error("audiences", "audience must be non-empty string".into());

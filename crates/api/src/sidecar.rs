@@ -121,10 +121,17 @@ pub enum OutboundTrafficMode {
 }
 
 /// Istio's rules for the kind that concern safety (S8.55).
-pub(crate) fn validate(spec: &Sidecar, _raw: &serde_json::Value) -> Vec<Diagnostic> {
+pub(crate) fn validate(spec: &Sidecar, namespace: &str, _raw: &serde_json::Value) -> Vec<Diagnostic> {
     let mut findings = Vec::new();
     if *spec == Sidecar::default() {
         findings.push(Diagnostic::error("spec", "sidecar: empty configuration provided"));
+    }
+    // The root namespace is a setting of the mesh; this is its value everywhere it was not changed.
+    if namespace == "istio-system" && spec.workload_selector.is_some() {
+        findings.push(Diagnostic::warning(
+            "spec.workloadSelector",
+            "sidecar: a Sidecar in the root namespace is the default of the mesh, its workloadSelector selects only workloads of this namespace",
+        ));
     }
     let mut ports = std::collections::BTreeSet::new();
     for (i, listener) in spec.ingress.iter().enumerate() {
@@ -152,6 +159,13 @@ pub(crate) fn validate(spec: &Sidecar, _raw: &serde_json::Value) -> Vec<Diagnost
                 }
             }
         }
+        if let Some(tls) = &listener.tls {
+            let is_tls = listener
+                .port
+                .as_ref()
+                .is_some_and(|port| matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS"));
+            ingress_tls(tls, is_tls, &format!("{path}.tls"), &mut findings);
+        }
         let endpoint = listener.default_endpoint.as_str();
         if !endpoint.is_empty() && !endpoint.starts_with("unix://") {
             let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
@@ -165,6 +179,18 @@ pub(crate) fn validate(spec: &Sidecar, _raw: &serde_json::Value) -> Vec<Diagnost
     }
     for (i, listener) in spec.egress.iter().enumerate() {
         let path = format!("spec.egress[{i}].hosts");
+        if listener.port.is_none() && i + 1 < spec.egress.len() {
+            findings.push(Diagnostic::error(
+                format!("spec.egress[{i}]"),
+                "sidecar: the egress listener with empty port should be the last listener in the list",
+            ));
+        }
+        if listener.hosts.len() > 1 && listener.hosts.iter().any(|host| host == "*/*") {
+            findings.push(Diagnostic::warning(
+                &path,
+                "`*/*` host select all resources, no other hosts can be added",
+            ));
+        }
         if listener.hosts.is_empty() {
             findings.push(Diagnostic::error(
                 &path,
@@ -195,4 +221,28 @@ pub(crate) fn validate(spec: &Sidecar, _raw: &serde_json::Value) -> Vec<Diagnost
         ));
     }
     findings
+}
+
+/// TLS of an inbound listener (S8.55): the sidecar has files only, and mutual TLS of the mesh is not a setting here.
+fn ingress_tls(tls: &ServerTlsSettings, is_tls: bool, path: &str, findings: &mut Vec<Diagnostic>) {
+    use crate::gateway::ServerTlsMode as Mode;
+    let mut error = |message: &str| findings.push(Diagnostic::error(path, format!("sidecar: {message}")));
+    if !is_tls {
+        error("server cannot have TLS settings for non HTTPS/TLS ports");
+    }
+    if matches!(tls.mode, Mode::IstioMutual | Mode::AutoPassthrough) {
+        error("tls mode ISTIO_MUTUAL or AUTO_PASSTHROUGH is not supported for ingress listeners");
+    }
+    if tls.https_redirect {
+        error("httpsRedirect is not supported");
+    }
+    if !tls.credential_name.is_empty() || !tls.credential_names.is_empty() {
+        error("credentialName is not currently supported");
+    }
+    if !tls.tls_certificates.is_empty() {
+        error("tlsCertificates is not supported");
+    }
+    if !tls.subject_alt_names.is_empty() {
+        error("subjectAltNames is not supported");
+    }
 }

@@ -466,7 +466,20 @@ fn walk(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Diagnostic
                 .with_hint(scalar(other).then(|| Hint::Advice("put it in quotes".into())))
                 .with_fix(scalar(other).then_some(Fix::Quote)),
         ),
-        ("boolean", Value::Bool(_)) | ("integer" | "number", Value::Number(_)) | ("", _) => {}
+        ("integer", Value::Number(n)) => {
+            let limit = |key: &str| schema.get(key).and_then(Value::as_f64);
+            let n = n.as_f64().unwrap_or_default();
+            let (low, high) = (
+                limit("minimum").unwrap_or(f64::MIN),
+                limit("maximum").unwrap_or(f64::MAX),
+            );
+            if n.fract() != 0.0 || n < low || n > high {
+                findings.push(decode(format!(
+                    "must be a whole number from {low} to {high}, found {n}"
+                )));
+            }
+        }
+        ("boolean", Value::Bool(_)) | ("number", Value::Number(_)) | ("", _) => {}
         ("boolean", other) => {
             findings
                 .push(decode(format!("must be true or false, found {}", found(other))).with_allowed(["true", "false"]));
@@ -481,6 +494,32 @@ fn object(map: &serde_json::Map<String, Value>, schema: &Value, path: &str, find
     let properties = schema.get("properties").and_then(Value::as_object);
     let additional = schema.get("additionalProperties").filter(|a| a.is_object());
     bound(schema, "maxProperties", map.len(), "entries", path, findings);
+    for required in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
+        let Some(key) = required.as_str() else { continue };
+        // A misspelt key is told as that.
+        let misspelt = || {
+            map.keys()
+                .any(|k| nearest(k, [key]).is_some() && properties.is_none_or(|p| !p.contains_key(k)))
+        };
+        if map.get(key).is_none_or(Value::is_null) && !misspelt() {
+            findings.push(Diagnostic::new(
+                Code::DECODE,
+                Severity::Error,
+                format!("{path}.{key}"),
+                format!("{key} is required"),
+            ));
+        }
+    }
+    if let Some(min) = schema.get("minProperties").and_then(Value::as_u64)
+        && (map.len() as u64) < min
+    {
+        findings.push(Diagnostic::new(
+            Code::DECODE,
+            Severity::Error,
+            path,
+            format!("must have at least {min} entries"),
+        ));
+    }
     for (key, inner) in map {
         if let Some(inner_schema) = properties.and_then(|p| p.get(key)) {
             walk(inner, inner_schema, &format!("{path}.{key}"), findings);
@@ -527,6 +566,18 @@ fn string(text: &str, schema: &Value, path: &str, findings: &mut Vec<Diagnostic>
         return;
     }
     bound(schema, "maxLength", text.chars().count(), "characters", path, findings);
+    if schema
+        .get("minLength")
+        .and_then(Value::as_u64)
+        .is_some_and(|min| (text.chars().count() as u64) < min)
+    {
+        findings.push(Diagnostic::new(
+            Code::DECODE,
+            Severity::Error,
+            path,
+            "must not be empty",
+        ));
+    }
 }
 
 /// A text between typographic quotes, as word processors and web pages make them.

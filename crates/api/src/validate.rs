@@ -59,9 +59,14 @@ pub fn object(value: &Value) -> Vec<Diagnostic> {
 }
 
 fn typed<S: Spec>(value: &Value) -> Vec<Diagnostic> {
-    // Nulls in an AuthorizationPolicy's lists have messages of their own, which decoding would hide.
+    // Nulls in lists have messages of their own, which decoding would hide.
     if S::KIND.kind == AuthorizationPolicy::KIND.kind {
         let nulls = crate::authorization_policy::validate::nulls(value);
+        if !nulls.is_empty() {
+            return nulls;
+        }
+    } else if S::KIND.kind == RequestAuthentication::KIND.kind {
+        let nulls = crate::request_authentication::nulls(value);
         if !nulls.is_empty() {
             return nulls;
         }
@@ -200,6 +205,13 @@ pub(crate) fn selector(selector: Option<&WorkloadSelector>, path: &str) -> Vec<D
             findings.push(Diagnostic::error(
                 path,
                 format!("empty key is not supported in selector: \"{key}={value}\""),
+            ));
+        }
+        // The schema's bound (S8.61), which an API server without it would let pass.
+        if value.len() > 63 {
+            findings.push(Diagnostic::error(
+                path,
+                format!("value of label {key:?} is longer than 63 characters"),
             ));
         }
         if key.contains('*') || value.contains('*') {

@@ -588,6 +588,14 @@ fn http_route(route: &HttpRoute, path: &str, is_delegate: bool, findings: &mut V
         }
         for (name, value) in m.headers.iter().chain(&m.without_headers) {
             let at = format!("{path}.match[{i}].headers[{name}]");
+            if !claim_header(name) {
+                findings.push(Diagnostic::error(
+                    &at,
+                    format!(
+                        "header {name:?} is no claim: write @request.auth.claims.a.b or @request.auth.claims[a][b]"
+                    ),
+                ));
+            }
             if name.is_empty() {
                 findings.push(Diagnostic::error(&at, "header name cannot be empty"));
             }
@@ -708,4 +716,30 @@ fn string_match(value: &StringMatch, path: &str, findings: &mut Vec<Diagnostic>)
             format!("{pattern:?} is not a valid RE2 regex: {last}"),
         ));
     }
+}
+
+/// False for a header name that looks like a claim (`@request.auth…`) and has neither of the two forms that name one (S8.58).
+fn claim_header(name: &str) -> bool {
+    const PREFIX: &str = "@request.auth.claims";
+    if !name.starts_with('@') {
+        return true;
+    }
+    let Some(rest) = name
+        .get(..PREFIX.len())
+        .filter(|p| p.eq_ignore_ascii_case(PREFIX))
+        .map(|_| &name[PREFIX.len()..])
+    else {
+        return false;
+    };
+    let dotted = rest
+        .strip_prefix('.')
+        .is_some_and(|rest| !rest.contains(['[', ']']) && rest.split('.').all(|part| !part.is_empty()));
+    let bracketed = rest
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .is_some_and(|rest| {
+            rest.split("][")
+                .all(|part| !part.is_empty() && !part.contains(['[', ']']))
+        });
+    dotted || bracketed
 }

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::{Action, AuthorizationPolicy, Condition, Operation, Rule, Source};
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{Diagnostic, Severity, did_you_mean};
 use crate::validate;
 
 /// Findings for a decoded policy.
@@ -61,9 +61,9 @@ impl Action {
     }
 }
 
-/// Nulls in lists and missing wrappers, which have to be looked for before decoding (S8.24).
+/// Nulls in lists, missing wrappers and empty lists, which have to be looked for before decoding (S8.24, S8.25).
 pub(crate) fn nulls(raw: &Value) -> Vec<Diagnostic> {
-    let mut findings = Vec::new();
+    let (mut findings, mut empty) = (Vec::new(), Vec::new());
     let name = raw
         .pointer("/metadata/name")
         .and_then(Value::as_str)
@@ -92,6 +92,11 @@ pub(crate) fn nulls(raw: &Value) -> Vec<Diagnostic> {
                 .and_then(Value::as_array)
                 .map(Vec::as_slice)
                 .unwrap_or_default();
+            if entries.is_empty() && rule.get(list).is_some_and(Value::is_array) {
+                let message =
+                    format!("invalid policy {name}.{namespace}: `{list}` must not be empty, found at rule {i}");
+                empty.push(Diagnostic::error(format!("spec.rules[{i}].{list}"), message));
+            }
             for (j, entry) in entries.iter().enumerate() {
                 let path = format!("spec.rules[{i}].{list}[{j}]");
                 if entry.is_null() {
@@ -102,6 +107,7 @@ pub(crate) fn nulls(raw: &Value) -> Vec<Diagnostic> {
             }
         }
     }
+    findings.append(&mut empty);
     findings
 }
 
@@ -208,6 +214,7 @@ fn source(source: &Source, path: &str, rule: usize, findings: &mut Vec<Diagnosti
         ("RemoteIpBlocks", &source.remote_ip_blocks),
         ("NotRemoteIpBlocks", &source.not_remote_ip_blocks),
     ] {
+        let path = &format!("{path}.{}", yaml_name(field));
         let field = format!("From.{field}");
         no_empty(list, &field, path, findings);
         let check: fn(&str) -> Result<(), String> = match field.as_str() {
@@ -239,38 +246,48 @@ fn operation(operation: &Operation, path: &str, findings: &mut Vec<Diagnostic>) 
         ("To.Paths", &operation.paths),
         ("To.NotPaths", &operation.not_paths),
     ] {
+        let path = &format!("{path}.{}", yaml_name(field.trim_start_matches("To.")));
         no_empty(list, field, path, findings);
     }
-    for list in [&operation.ports, &operation.not_ports] {
-        each(list, port, path, findings);
+    for (name, list) in [("ports", &operation.ports), ("notPorts", &operation.not_ports)] {
+        each(list, port, &format!("{path}.{name}"), findings);
     }
-    for list in [&operation.paths, &operation.not_paths] {
-        each(list, path_template, path, findings);
+    for (name, list) in [("paths", &operation.paths), ("notPaths", &operation.not_paths)] {
+        each(list, path_template, &format!("{path}.{name}"), findings);
     }
 }
 
 fn each(list: &[String], check: fn(&str) -> Result<(), String>, path: &str, findings: &mut Vec<Diagnostic>) {
-    for value in list.iter().filter(|value| !value.is_empty()) {
+    for (i, value) in list.iter().enumerate().filter(|(_, value)| !value.is_empty()) {
         if let Err(message) = check(value) {
-            findings.push(Diagnostic::error(path, message));
+            findings.push(Diagnostic::error(format!("{path}[{i}]"), message));
         }
     }
 }
 
 fn no_empty(list: &[String], field: &str, path: &str, findings: &mut Vec<Diagnostic>) {
-    if list.iter().any(String::is_empty) {
+    if let Some(i) = list.iter().position(String::is_empty) {
         findings.push(Diagnostic::error(
-            path,
+            format!("{path}[{i}]"),
             format!("empty value not allowed, found in {field}"),
         ));
     }
+}
+
+/// `NotIpBlocks` → `notIpBlocks`: the field in YAML of Istio's name for it in messages.
+fn yaml_name(field: &str) -> String {
+    let mut chars = field.chars();
+    chars
+        .next()
+        .map(|first| first.to_ascii_lowercase().to_string() + chars.as_str())
+        .unwrap_or_default()
 }
 
 /// A condition's key and values (S8.33, S8.34).
 fn condition(condition: &Condition, path: &str, findings: &mut Vec<Diagnostic>) {
     let key = condition.key.as_str();
     if key.is_empty() {
-        findings.push(Diagnostic::error(path, "`key` must not be empty"));
+        findings.push(Diagnostic::error(format!("{path}.key"), "`key` must not be empty").with_allowed(KEYS));
         return;
     }
     if condition.values.is_empty() && condition.not_values.is_empty() {
@@ -280,30 +297,60 @@ fn condition(condition: &Condition, path: &str, findings: &mut Vec<Diagnostic>) 
         ));
         return;
     }
-    no_empty(&condition.values, "Values", path, findings);
-    no_empty(&condition.not_values, "NotValues", path, findings);
+    let lists = [("values", &condition.values), ("notValues", &condition.not_values)];
+    no_empty(&condition.values, "Values", &format!("{path}.values"), findings);
+    no_empty(
+        &condition.not_values,
+        "NotValues",
+        &format!("{path}.notValues"),
+        findings,
+    );
     match condition_check(key) {
-        Err(message) => findings.push(Diagnostic::error(
-            path,
-            format!("invalid `value` for `key` {key}: {message}"),
-        )),
+        Err(message) => {
+            let unknown = message.starts_with("unknown attribute");
+            let finding = Diagnostic::error(
+                format!("{path}.key"),
+                format!("invalid `value` for `key` {key}: {message}"),
+            );
+            findings.push(if unknown {
+                finding.with_hint(did_you_mean(key, KEYS)).with_allowed(KEYS)
+            } else {
+                finding
+            });
+        }
         Ok(check) => {
-            for value in condition
-                .values
-                .iter()
-                .chain(&condition.not_values)
-                .filter(|v| !v.is_empty())
-            {
-                if let Err(message) = check(value) {
-                    findings.push(Diagnostic::error(
-                        path,
-                        format!("invalid `value` for `key` {key}: {message}"),
-                    ));
+            for (name, list) in lists {
+                for (i, value) in list.iter().enumerate().filter(|(_, value)| !value.is_empty()) {
+                    if let Err(message) = check(value) {
+                        findings.push(Diagnostic::error(
+                            format!("{path}.{name}[{i}]"),
+                            format!("invalid `value` for `key` {key}: {message}"),
+                        ));
+                    }
                 }
             }
         }
     }
 }
+
+/// The attributes that a condition may ask for (S8.34); those with brackets stand for a family.
+const KEYS: [&str; 15] = [
+    "request.headers[NAME]",
+    "source.ip",
+    "remote.ip",
+    "source.namespace",
+    "source.principal",
+    "source.serviceAccount",
+    "source.trustDomain",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "request.auth.claims[NAME]",
+    "destination.ip",
+    "destination.port",
+    "connection.sni",
+    "experimental.envoy.filters.FILTER[KEY]",
+];
 
 type Check = fn(&str) -> Result<(), String>;
 
