@@ -8,11 +8,14 @@
     reason = "a program has no public interface: `pub` marks what a module offers to its siblings"
 )]
 
+mod analyze;
+mod authz;
 mod cluster;
 mod files;
 mod inspect;
 mod install;
 mod lab;
+mod validate;
 mod world;
 
 use std::io::Write;
@@ -42,6 +45,9 @@ enum Command {
     Manifest(Box<install::ManifestArgs>),
     /// Inject sidecar into Kubernetes pod resources
     KubeInject(Box<install::KubeInjectArgs>),
+    /// Validate Istio policy and rules files, with file, line and column of each finding
+    #[command(visible_alias = "v")]
+    Validate(validate::Args),
     /// Print version information
     Version(install::VersionArgs),
     /// Retrieve the synchronization status of each proxy in the mesh
@@ -52,6 +58,11 @@ enum Command {
     ProxyConfig(inspect::proxy_config::Args),
     /// Describe what the mesh configuration means for a pod or service
     Describe(inspect::describe::Args),
+    /// Analyze Istio configuration and print validation messages
+    Analyze(Box<analyze::Args>),
+    /// Ask what authorization policies mean: explain, check, why, test
+    #[command(visible_alias = "az")]
+    Authz(authz::Args),
     /// Commands that Istio calls experimental
     #[command(visible_alias = "x", visible_alias = "exp")]
     Experimental {
@@ -65,6 +76,8 @@ enum Experimental {
     /// Describe what the mesh configuration means for a pod or service
     #[command(visible_alias = "des")]
     Describe(inspect::describe::Args),
+    /// Inspect and interact with authorization policies
+    Authz(authz::Args),
 }
 
 /// What a command leaves to be printed.
@@ -76,6 +89,15 @@ struct Printed {
 impl From<String> for Printed {
     fn from(text: String) -> Printed {
         Printed { text, code: 0 }
+    }
+}
+
+impl From<authz::Outcome> for Printed {
+    fn from(outcome: authz::Outcome) -> Printed {
+        Printed {
+            text: outcome.text,
+            code: outcome.code,
+        }
     }
 }
 
@@ -142,6 +164,16 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
         .map(Printed::from),
         Command::Manifest(args) => install::run_manifest(&args).map(Printed::from),
         Command::KubeInject(args) => install::block_on(install::run_kube_inject(&args)).map(Printed::from),
+        Command::Validate(args) => {
+            let answer = validate::run(&args)?;
+            // What is valid before what is not, also where both end up in one terminal.
+            let _ = std::io::stdout().lock().write_all(answer.text.as_bytes());
+            let _ = std::io::stderr().lock().write_all(answer.error.as_bytes());
+            Ok(Printed {
+                text: String::new(),
+                code: answer.code,
+            })
+        }
         Command::Version(args) => install::block_on(install::run_version(&args)).map(Printed::from),
         Command::ProxyStatus(args) => {
             inspect::ask(async |mesh| inspect::proxy_status::run(&mesh.client, &args).await).map(Printed::from)
@@ -149,6 +181,18 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
         Command::ProxyConfig(args) => {
             inspect::ask(async |mesh| inspect::proxy_config::run(&mesh.client, &mesh.namespace, &args).await)
                 .map(Printed::from)
+        }
+        Command::Authz(args)
+        | Command::Experimental {
+            command: Experimental::Authz(args),
+        } => authz::run(&args).map(Printed::from),
+        Command::Analyze(args) => {
+            let answer = analyze::run(&args)?;
+            eprint!("{}", answer.errors);
+            Ok(Printed {
+                text: answer.text,
+                code: answer.code,
+            })
         }
         Command::Describe(args)
         | Command::Experimental {

@@ -89,6 +89,18 @@ pub struct Denial {
     pub host: String,
     /// Response code details (`rbac_access_denied_matched_policy[…]`).
     pub details: String,
+    /// For a denial without a matching rule: the ALLOW rule that came closest. Absent where there was no time to look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<NearestRule>,
+}
+
+/// The rule that came closest to allowing what was denied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NearestRule {
+    /// Its id.
+    pub rule: String,
+    /// What kept it from matching, in words.
+    pub failed: Vec<String>,
 }
 
 /// What a proxy holds, as its admin port answers on `/config_dump` (`istioctl proxy-config`).

@@ -30,14 +30,31 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
     bail!("pods \"{name}\" not found in namespace {namespace}; name a pod, pod.namespace, or deploy/<name>")
 }
 
+/// All running pods that `name` means: those of a workload or service, or the one pod.
+pub(crate) async fn pods(client: &Client, namespace: &str, name: &str) -> Result<Vec<Pod>> {
+    match name.split_once('/') {
+        Some((kind, name)) if !matches!(kind, "po" | "pod" | "pods") => pods_of(client, namespace, kind, name).await,
+        _ => Ok(vec![pod(client, namespace, name).await?]),
+    }
+}
+
 async fn pod_of(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<Pod> {
+    if matches!(kind, "po" | "pod" | "pods") {
+        return Api::namespaced(client.clone(), namespace)
+            .get(name)
+            .await
+            .map_err(Into::into);
+    }
+    pods_of(client, namespace, kind, name)
+        .await?
+        .into_iter()
+        .next()
+        .with_context(|| format!("{kind}/{name} has no running pod in namespace {namespace}"))
+}
+
+/// The running pods of a workload or service, by name; at least one.
+async fn pods_of(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<Vec<Pod>> {
     let selector = match kind {
-        "po" | "pod" | "pods" => {
-            return Api::namespaced(client.clone(), namespace)
-                .get(name)
-                .await
-                .map_err(Into::into);
-        }
         "deploy" | "deployment" | "deployments" => {
             let object: Deployment = Api::namespaced(client.clone(), namespace).get(name).await?;
             object.spec.selector.match_labels
@@ -64,11 +81,16 @@ async fn pod_of(client: &Client, namespace: &str, kind: &str, name: &str) -> Res
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let list = pods.list(&ListParams::default().labels(&labels)).await?;
     let running = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
-    list.items
+    let mut found: Vec<Pod> = list
+        .items
         .into_iter()
         .filter(|pod| running(pod) && pod.metadata.deletion_timestamp.is_none())
-        .min_by_key(|pod| pod.name_any())
-        .with_context(|| format!("{kind}/{name} has no running pod in namespace {namespace}"))
+        .collect();
+    if found.is_empty() {
+        bail!("{kind}/{name} has no running pod in namespace {namespace}");
+    }
+    found.sort_by_key(|pod| pod.name_any());
+    Ok(found)
 }
 
 /// The running pods of the control plane.

@@ -4,6 +4,7 @@
 //! `xds` carries them, [`Engine::decide`] evaluates them and [`explain()`] tells why. Both the proxy and the command line
 //! call the same tests, so what is explained is what is enforced.
 
+pub mod analyse;
 mod canonical;
 mod engine;
 mod explain;

@@ -14,8 +14,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use mantlet_model::authz::{Decision, Verdict};
 use mantlet_model::query::Denial;
-use mantlet_runtime::{Counter, Registry};
+use mantlet_runtime::{Counter, CounterFamily, Registry};
 
 use crate::connection::Downstream;
 use crate::http::request::Exchange;
@@ -80,6 +81,7 @@ impl Telemetry {
             path: bounded(exchange.parts.uri.path()),
             host: bounded(exchange.authority.to_str().unwrap_or_default()),
             details: details.to_string(),
+            nearest: None,
         });
     }
 
@@ -94,6 +96,7 @@ impl Telemetry {
             path: String::new(),
             host: String::new(),
             details: details.to_string(),
+            nearest: None,
         });
     }
 }
@@ -125,6 +128,39 @@ pub struct WorkerTelemetry {
     http_denied: Counter,
     tcp_allowed: Counter,
     tcp_denied: Counter,
+    http_trial: [Counter; 4],
+    tcp_trial: [Counter; 4],
+    /// Answers of external authorizers about requests.
+    pub ext_authz: ExtAuthzCounters,
+    /// Answers of external authorizers about connections.
+    pub tcp_ext_authz: ExtAuthzCounters,
+}
+
+/// Counters of external authorization.
+pub struct ExtAuthzCounters {
+    /// Said yes.
+    pub ok: Counter,
+    /// Said no.
+    pub denied: Counter,
+    /// Gave no answer.
+    pub error: Counter,
+    /// Gave none in time.
+    pub timeout: Counter,
+    /// Gave none, and the request went on.
+    pub failure_mode_allowed: Counter,
+}
+
+impl ExtAuthzCounters {
+    fn new(families: &[CounterFamily; 5]) -> Self {
+        let [ok, denied, error, timeout, failure_mode_allowed] = families.each_ref().map(|f| f.with(&[]));
+        ExtAuthzCounters {
+            ok,
+            denied,
+            error,
+            timeout,
+            failure_mode_allowed,
+        }
+    }
 }
 
 impl WorkerTelemetry {
@@ -141,6 +177,10 @@ impl WorkerTelemetry {
             http_denied: http.1.with(&[]),
             tcp_allowed: tcp.0.with(&[]),
             tcp_denied: tcp.1.with(&[]),
+            http_trial: shared.families.http_trial.each_ref().map(|f| f.with(&[])),
+            tcp_trial: shared.families.tcp_trial.each_ref().map(|f| f.with(&[])),
+            ext_authz: ExtAuthzCounters::new(&shared.families.http_ext_authz),
+            tcp_ext_authz: ExtAuthzCounters::new(&shared.families.tcp_ext_authz),
         }
     }
 
@@ -149,8 +189,27 @@ impl WorkerTelemetry {
         if allowed { &self.http_allowed } else { &self.http_denied }.inc();
     }
 
+    /// Counts what dry-run policies would have decided about a request (S2.134).
+    pub fn http_trial(&self, decision: &Decision<'_>) {
+        count_trial(&self.http_trial, decision);
+    }
+
+    /// Counts what dry-run policies would have decided about a connection.
+    pub fn tcp_trial(&self, decision: &Decision<'_>) {
+        count_trial(&self.tcp_trial, decision);
+    }
+
     /// Counts an authorization decision about a connection.
     pub fn tcp_decision(&self, allowed: bool) {
         if allowed { &self.tcp_allowed } else { &self.tcp_denied }.inc();
+    }
+}
+
+fn count_trial(counters: &[Counter; 4], decision: &Decision<'_>) {
+    for (shadow, first) in [(decision.shadow_allow, 0), (decision.shadow_deny, 2)] {
+        if let Some(shadow) = shadow {
+            let denied = usize::from(shadow.verdict == Verdict::Denied);
+            counters[first + denied].inc();
+        }
     }
 }
