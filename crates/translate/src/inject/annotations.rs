@@ -51,6 +51,12 @@ pub(super) fn validate(annotations: &BTreeMap<String, String>) -> Result<(), Inj
     Ok(())
 }
 
+/// What is wrong with the value of one annotation, for analysis.
+pub fn problem(name: &str, value: &str) -> Option<String> {
+    let (_, check) = CHECKED.iter().find(|(known, _)| *known == name)?;
+    check(value).err()
+}
+
 /// The value of a boolean annotation; absent or unreadable (already refused) is `None`.
 pub(super) fn bool_of(annotations: &BTreeMap<String, String>, name: &str) -> Option<bool> {
     annotations.get(name).and_then(|text| parse_bool(text))

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use mantlet_api::proxy_config::{ProxyConfig, ProxyConfigResource};
 use serde_json::{Map, Value, json};
 
+pub use annotations::problem as annotation_problem;
 pub use config::InjectConfig;
 pub use decide::{Choice, IGNORED_NAMESPACES, decide};
 pub use owner::Owner;
