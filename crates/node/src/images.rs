@@ -136,7 +136,15 @@ impl Images {
             _ if !has_command && name.rsplit('/').next() == Some("web-frontend") => {
                 own("mantlet-samples", None, &["web-frontend"])
             }
-            _ if !has_command && matches!(name.rsplit('/').next(), Some("guestbook" | "guestbook-v1" | "guestbook-v2")) => {
+            _ if !has_command && name.rsplit('/').next() == Some("ext-authz") => {
+                own("mantlet-samples", None, &["ext-authz"])
+            }
+            _ if !has_command
+                && matches!(
+                    name.rsplit('/').next(),
+                    Some("guestbook" | "guestbook-v1" | "guestbook-v2")
+                ) =>
+            {
                 own("mantlet-samples", None, &["guestbook"])
             }
             _ if !has_command && name.rsplit('/').next() == Some("analyzer") => {

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use mantlet_model::authz::Engine;
+use mantlet_model::authz::{Action, Engine};
 use mantlet_model::cluster::{Cluster, Discovery};
 use mantlet_model::endpoint::Endpoint;
+use mantlet_model::ext_authz::CustomStage;
 use mantlet_model::http::{HttpManager, RouteSource};
 use mantlet_model::listener::{ConnectionFacts, FilterChain, Filters, Listener, TcpManager};
 use mantlet_model::route::{CompiledRoutes, RouteAction, RouteTable};
@@ -83,6 +84,10 @@ pub struct Chain {
     pub engine: Engine,
     /// Whether there is any authorization filter at all.
     pub has_authz: bool,
+    /// Whether there is an AUDIT filter.
+    pub audits: bool,
+    /// CUSTOM stages, each with its compiled rules: "denied" says that the stage applies.
+    pub custom: Vec<(Engine, CustomStage)>,
     /// Inline routes of an HTTP chain.
     inline: Option<Arc<Routes>>,
 }
@@ -185,19 +190,24 @@ impl CompiledListener {
 
 impl Chain {
     fn compile(model: FilterChain) -> Result<Self, CompileError> {
-        let (filters, inline) = match &model.filters {
+        let (custom, filters, inline) = match &model.filters {
             Filters::Http(http) => {
                 let inline = match &http.routes {
                     RouteSource::Inline(table) => Some(routes(Arc::new((**table).clone()))?),
                     RouteSource::Named(_) => None,
                 };
-                (&http.authz, inline)
+                (&http.custom, &http.authz, inline)
             }
-            Filters::Tcp(tcp) => (&tcp.authz, None),
+            Filters::Tcp(tcp) => (&tcp.custom, &tcp.authz, None),
         };
         Ok(Chain {
             engine: Engine::new(filters),
             has_authz: !filters.is_empty(),
+            audits: filters.iter().any(|f| f.action == Action::Log),
+            custom: custom
+                .iter()
+                .map(|stage| (Engine::new(&[stage.selector()]), stage.clone()))
+                .collect(),
             inline,
             model,
         })

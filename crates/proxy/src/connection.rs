@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use mantlet_identity::PeerCertificate;
-use mantlet_model::authz::Verdict;
+use mantlet_model::authz::{Engine, Verdict};
+use mantlet_model::ext_authz::{ExtAuthz, Then};
 use mantlet_model::listener::{ConnectionFacts, Transport};
 use mantlet_net::sockopt::reset_on_close;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -87,6 +88,8 @@ pub struct Downstream {
     pub control: Control,
     /// Whether authorization has let a TCP connection in.
     pub admitted: Cell<bool>,
+    /// External authorizers that let a TCP connection in.
+    pub asked: RefCell<Vec<ExtAuthz>>,
     chosen: RefCell<Option<Rc<Chosen>>>,
 }
 
@@ -102,10 +105,20 @@ impl Downstream {
     /// may live for days, and must not outlive its permission.
     fn revoked(&self) -> bool {
         let Some(chosen) = self.chosen() else { return true };
-        self.admitted.get()
-            && chosen.chain.tcp().is_some()
-            && chosen.chain.has_authz
-            && chosen.chain.engine.decide(&tcp::authz_view(self), None).verdict == Verdict::Denied
+        if !self.admitted.get() || chosen.chain.tcp().is_none() {
+            return false;
+        }
+        let denied = |engine: &Engine| engine.decide(&tcp::authz_view(self), None).verdict == Verdict::Denied;
+        // Who was not asked, or would be asked otherwise now, has not let it in.
+        let unasked = |then: &Then| match then {
+            Then::Deny => true,
+            Then::Ask(provider) => !self.asked.borrow().contains(provider),
+        };
+        let custom = &chosen.chain.custom;
+        custom
+            .iter()
+            .any(|(engine, stage)| unasked(&stage.then) && denied(engine))
+            || (chosen.chain.has_authz && denied(&chosen.chain.engine))
     }
 
     /// The chain in force now; `None` when the configuration has none for this connection any more.
@@ -266,6 +279,7 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
         started,
         control: Control::default(),
         admitted: Cell::new(false),
+        asked: RefCell::default(),
         chosen: RefCell::new(Some(Rc::new(Chosen {
             config,
             chain,

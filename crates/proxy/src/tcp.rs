@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use mantlet_model::authz::{Connection as AuthzConnection, Verdict};
+use mantlet_model::ext_authz::Then;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::connection::Downstream;
+use crate::connection::{Chosen, Downstream};
+use crate::ext_authz::{self, Outcome};
 use crate::stream::Stream;
 use crate::telemetry::flags;
 use crate::telemetry::record::ConnectionRecord;
@@ -56,7 +58,7 @@ pub async fn serve(downstream: Rc<Downstream>, mut stream: Stream) {
     record.upstream(&cluster, &endpoint);
     // The decision waits for the client's first byte (S2.97); what the server says first may pass before.
     let mut first = BytesMut::new();
-    if chosen.chain.has_authz {
+    if chosen.chain.has_authz || !chosen.chain.custom.is_empty() {
         let mut greeting = vec![0u8; 4096];
         loop {
             tokio::select! {
@@ -88,28 +90,50 @@ pub async fn serve(downstream: Rc<Downstream>, mut stream: Stream) {
             }
         }
         // The policies in force at this moment decide, not those at accept.
-        let Some(chosen) = downstream.chosen() else { return };
+        let Some(mut chosen) = downstream.chosen() else { return };
+        record.received(first.len() as u64);
+        if !chosen.chain.custom.is_empty() {
+            let refused = tokio::select! {
+                asked = custom(&downstream, &chosen) => asked.err(),
+                () = closing(&downstream) => Some(Refusal { flags: flags::NONE, details: "-".into() }),
+            };
+            if let Some(refusal) = refused {
+                if refusal.details != "-" {
+                    worker.shared.telemetry.denied_connection(&downstream, &refusal.details);
+                }
+                record.finish(refusal.flags, &refusal.details);
+                let _ = stream.shutdown().await;
+                return;
+            }
+            // Asking took time.
+            match downstream.chosen() {
+                Some(newest) => chosen = newest,
+                None => return,
+            }
+        }
         let decision = chosen.chain.engine.decide(&authz_view(&downstream), None);
         worker.telemetry.tcp_decision(decision.verdict == Verdict::Allowed);
+        worker.telemetry.tcp_trial(&decision);
+        record.decision(&decision, chosen.chain.audits);
         if decision.verdict == Verdict::Denied {
             let details = format!("rbac_access_denied_matched_policy[{}]", decision.rule.unwrap_or("none"));
             worker.shared.telemetry.denied_connection(&downstream, &details);
-            record.received(first.len() as u64);
             record.finish(flags::NONE, &details);
             let _ = stream.shutdown().await;
             return;
         }
-        downstream.admitted.set(true);
         if first.is_empty() {
             // The client has nothing to say; its end is passed on below by the copy.
         } else {
-            record.received(first.len() as u64);
             if upstream.write_all(&first).await.is_err() || upstream.flush().await.is_err() {
                 record.finish(flags::UPSTREAM_CONNECTION_TERMINATION, "-");
                 return;
             }
         }
     }
+
+    // Let in, if only because nobody objected: a policy that comes later may.
+    downstream.admitted.set(true);
 
     let idle = match manager.idle_timeout_ms {
         None => Some(DEFAULT_IDLE),
@@ -127,6 +151,54 @@ pub async fn serve(downstream: Rc<Downstream>, mut stream: Stream) {
         Relay::Ended => record.finish(flags::NONE, "-"),
         Relay::Idle => record.finish(flags::STREAM_IDLE_TIMEOUT, "idle_timeout"),
     }
+}
+
+/// Why a connection was not let in.
+struct Refusal {
+    flags: u32,
+    details: String,
+}
+
+/// The CUSTOM stages: those that apply deny, or ask their provider (S2.24, S2.146).
+async fn custom(downstream: &Rc<Downstream>, chosen: &Chosen) -> Result<(), Refusal> {
+    let telemetry = &downstream.worker.telemetry;
+    for (engine, stage) in &chosen.chain.custom {
+        let decision = engine.decide(&authz_view(downstream), None);
+        if decision.verdict == Verdict::Allowed {
+            continue;
+        }
+        let Then::Ask(provider) = &stage.then else {
+            telemetry.tcp_decision(false);
+            return Err(Refusal {
+                flags: flags::NONE,
+                details: decision.details().unwrap_or_default(),
+            });
+        };
+        let refusal = |details: &str| Refusal {
+            flags: flags::UNAUTHORIZED_EXTERNAL_SERVICE,
+            details: details.into(),
+        };
+        match ext_authz::check_connection(downstream, provider).await {
+            Outcome::Allowed(_) => telemetry.tcp_ext_authz.ok.inc(),
+            Outcome::Denied(_) => {
+                telemetry.tcp_ext_authz.denied.inc();
+                return Err(refusal("ext_authz_denied"));
+            }
+            Outcome::Failed(failed) => {
+                telemetry.tcp_ext_authz.error.inc();
+                if failed.timeout {
+                    telemetry.tcp_ext_authz.timeout.inc();
+                }
+                tracing::debug!(target: "ext_authz", "provider {}: {}", provider.provider, failed.reason);
+                if !provider.fail_open {
+                    return Err(refusal("ext_authz_error"));
+                }
+                telemetry.tcp_ext_authz.failure_mode_allowed.inc();
+            }
+        }
+        downstream.asked.borrow_mut().push((**provider).clone());
+    }
+    Ok(())
 }
 
 /// What authorization sees of a connection.

@@ -5,6 +5,7 @@
 
 mod analyzer;
 mod customers;
+mod ext_authz;
 mod guestbook;
 mod redis;
 mod server;
@@ -22,6 +23,15 @@ enum Cli {
         /// Port to listen on
         #[arg(long, env = "PORT", default_value_t = 3000)]
         port: u16,
+    },
+    /// An external authorizer that admits `x-ext-authz: allow`
+    ExtAuthz {
+        /// Port for checks over HTTP
+        #[arg(long, env = "PORT", default_value_t = 8000)]
+        port: u16,
+        /// Port for checks over gRPC
+        #[arg(long, env = "GRPC_PORT", default_value_t = 9000)]
+        grpc_port: u16,
     },
     /// A page that visitors write to
     Guestbook {
@@ -57,6 +67,7 @@ async fn main() -> anyhow::Result<()> {
     let on = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     match Cli::parse() {
         Cli::Customers { port } => server::run(on(port), customers::answer).await,
+        Cli::ExtAuthz { port, grpc_port } => ext_authz::run(on(port), on(grpc_port)).await,
         Cli::Analyzer { port } => server::run(on(port), analyzer::answer).await,
         Cli::Guestbook {
             port,

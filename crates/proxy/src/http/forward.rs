@@ -26,6 +26,7 @@ use crate::telemetry::record::Account;
 use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::pool::{Lease, Pool};
 use crate::upstream::{ActiveGuard, ClusterState, Endpoint};
+use crate::worker::Worker;
 
 /// Why an attempt gave no response.
 enum Failure {
@@ -360,7 +361,8 @@ async fn send(
             .headers_mut()
             .insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
     }
-    let lease = match acquire(exchange, cluster, endpoint, manager, h2, switch).await {
+    let worker = &exchange.downstream.worker;
+    let lease = match acquire(worker, cluster, endpoint, manager.istio_alpn, h2, switch).await {
         Ok(lease) => lease,
         Err(error) => {
             let (head, body) = request.into_parts();
@@ -402,15 +404,15 @@ fn failure(error: &hyper::Error, unsent: bool) -> Failure {
     }
 }
 
-async fn acquire(
-    exchange: &Exchange,
+/// A connection to an endpoint, idle or new.
+pub(crate) async fn acquire(
+    worker: &Rc<Worker>,
     cluster: &Rc<ClusterState>,
     endpoint: &Rc<Endpoint>,
-    manager: &HttpManager,
+    istio_alpn: bool,
     h2: bool,
     switch: bool,
 ) -> Result<Lease, ConnectError> {
-    let worker = &exchange.downstream.worker;
     if h2 {
         if let Some(lease) = endpoint.pool.take_http2() {
             return Ok(Lease::Http2(lease));
@@ -424,7 +426,7 @@ async fn acquire(
         }
     }
     let tls = endpoint.tls.as_deref();
-    let alpn = alpn(manager, cluster, tls.map_or(&[][..], |t| &t.alpn[..]), h2);
+    let alpn = alpn(istio_alpn, cluster, tls.map_or(&[][..], |t| &t.alpn[..]), h2);
     let stream = connect::open(worker, &cluster.model, endpoint.address, tls, &alpn).await?;
     endpoint.note_principal(&stream);
     let failed = |e: hyper::Error| ConnectError::Tcp(format!("delayed connect error: {e}"));
@@ -436,8 +438,8 @@ async fn acquire(
 }
 
 /// Protocols to offer: the cluster's, or Istio's for the HTTP version (S1.82, S1.83).
-fn alpn(manager: &HttpManager, cluster: &ClusterState, configured: &[String], h2: bool) -> Vec<String> {
-    let list: &[&str] = match (manager.istio_alpn && cluster.model.alpn_override, h2) {
+fn alpn(istio_alpn: bool, cluster: &ClusterState, configured: &[String], h2: bool) -> Vec<String> {
+    let list: &[&str] = match (istio_alpn && cluster.model.alpn_override, h2) {
         (false, _) => return configured.to_vec(),
         (true, false) => &["istio-http/1.1", "istio", "http/1.1"],
         (true, true) => &["istio-h2", "istio", "h2"],
@@ -446,7 +448,7 @@ fn alpn(manager: &HttpManager, cluster: &ClusterState, configured: &[String], h2
 }
 
 /// Puts the authority where the upstream's HTTP version wants it.
-fn target(request: &mut Request<RequestBody>, authority: &HeaderValue, h2: bool, tls: bool) {
+pub(crate) fn target(request: &mut Request<RequestBody>, authority: &HeaderValue, h2: bool, tls: bool) {
     if h2 {
         let mut uri = std::mem::take(request.uri_mut()).into_parts();
         uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });

@@ -1,7 +1,9 @@
 //! HTTP: serving downstream connections, and the one ordered request function in [`request`].
 
 pub mod body;
+pub mod custom;
 pub mod forward;
+pub mod framing;
 pub mod headers;
 pub mod reply;
 pub mod request;
@@ -30,9 +32,11 @@ const MAX_HEADERS: usize = 100;
 pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
     let tuning = downstream.worker.shared.tuning.clone();
     let conn = downstream.clone();
-    let service = service_fn(move |request| request::handle(conn.clone(), request));
-    let io = TokioIo::new(stream);
+    let follower = framing::SharedFollower::default();
+    let followed = (!h2).then(|| follower.clone());
+    let service = service_fn(move |request| request::handle(conn.clone(), followed.clone(), request));
     let result = if h2 {
+        let io = TokioIo::new(stream);
         let connection = pin!(
             http2::Builder::new(LocalExec)
                 .timer(TokioTimer::new())
@@ -50,6 +54,7 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
         );
         drive(&downstream, connection, |c| c.graceful_shutdown()).await
     } else {
+        let io = TokioIo::new(framing::Followed::new(stream, follower));
         let connection = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
+use crate::ext_authz::Change;
 use crate::http::body::ResponseBody;
 use crate::telemetry::record::Account;
 
@@ -17,6 +18,8 @@ pub struct Reply {
     pub details: std::borrow::Cow<'static, str>,
     /// Response flags.
     pub flags: u32,
+    /// Changes of the answer's headers, made last.
+    pub headers: Vec<Change>,
 }
 
 impl Reply {
@@ -32,6 +35,7 @@ impl Reply {
             body: body.into(),
             details: details.into(),
             flags,
+            headers: Vec::new(),
         }
     }
 }
@@ -73,6 +77,7 @@ pub fn respond(reply: Reply, grpc: bool, server: &str, mut account: Box<Account>
     if let Ok(server) = HeaderValue::from_str(if server.is_empty() { "envoy" } else { server }) {
         headers.insert(header::SERVER, server);
     }
+    crate::ext_authz::apply(&mut headers, &reply.headers);
     let status = if grpc { StatusCode::OK } else { reply.status };
     account.status = status.as_u16();
     let mut response = Response::new(ResponseBody::full(body, account));

@@ -1,6 +1,6 @@
 //! The ordered request function: what happens to every request, in the order that security rests on.
 //!
-//! normalise → request id → client certificate header → JWT → authorization → route → forward → account. Each step is
+//! normalise → request id → client certificate header → external authorizers → JWT → authorization → route → forward → account. Each step is
 //! one line of [`steps`]; nothing may be moved without a reason written beside it.
 
 use std::convert::Infallible;
@@ -18,9 +18,11 @@ use mantlet_model::http::HttpManager;
 use mantlet_model::route::{Redirect, Route, RouteAction, RouteRequest, VirtualHost};
 
 use super::body::{Progress, RequestBody, ResponseBody};
+use super::framing::{SharedFollower, follow};
 use super::reply::{self, Reply};
-use super::{forward, headers};
+use super::{custom, forward, headers};
 use crate::connection::{Chosen, Downstream};
+use crate::ext_authz::{self, Change};
 use crate::path;
 use crate::telemetry::flags;
 use crate::telemetry::record::Account;
@@ -42,6 +44,8 @@ pub struct Exchange {
     pub grpc: bool,
     /// The client's side of a protocol switch, if it asked for one.
     pub upgrade: Option<OnUpgrade>,
+    /// Changes that external authorizers want in the response, whoever makes it.
+    pub to_client: Vec<Change>,
 }
 
 impl Exchange {
@@ -52,12 +56,19 @@ impl Exchange {
 }
 
 /// Answers one request.
+///
+/// `follower` has seen the bytes of an HTTP/1.1 connection.
 pub async fn handle(
     downstream: Rc<Downstream>,
+    follower: Option<SharedFollower>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut parts, body) = request.into_parts();
     let on_the_wire = parts.version;
+    let ambiguous = follower.as_ref().is_some_and(|f| {
+        let chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
+        !follow(f).is_plain(chunked)
+    });
     restore_version(&downstream, &mut parts);
     let progress = Rc::new(Progress::default());
     let Some(chosen) = downstream.chosen() else {
@@ -87,13 +98,22 @@ pub async fn handle(
         remote: IpAddr::from([0, 0, 0, 0]),
         grpc,
         upgrade,
+        to_client: Vec::new(),
     };
     let Some(manager) = chosen.chain.http() else {
         let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "not_http", flags::NONE);
         return Ok(reply::respond(reply, grpc, "", account));
     };
+    if ambiguous {
+        let reply = bad_request("http1.content_length_and_chunked_not_allowed");
+        return Ok(closing(reply::respond(reply, false, &manager.server_name, account)));
+    }
     let body = RequestBody::new(body, progress);
     let mut response = steps(&mut exchange, manager, body, account).await;
+    ext_authz::apply(response.headers_mut(), &exchange.to_client);
+    if let (StatusCode::SWITCHING_PROTOCOLS, Some(follower)) = (response.status(), follower) {
+        follow(&follower).stop();
+    }
     if worker.phase() >= Phase::Draining && on_the_wire < Version::HTTP_2 {
         response
             .headers_mut()
@@ -121,7 +141,7 @@ fn closing(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
 async fn steps(
     exchange: &mut Exchange,
     manager: &HttpManager,
-    body: RequestBody,
+    mut body: RequestBody,
     mut account: Box<Account>,
 ) -> Response<ResponseBody> {
     // Bounds and strictness first: nothing below may see a request with two readings.
@@ -135,6 +155,12 @@ async fn steps(
     request_id(exchange, manager);
     forwarding(exchange, manager);
     account.request_head(exchange);
+    // External authorizers before tokens: what they add to the request is seen by everything below (S2.22).
+    if !exchange.chosen.chain.custom.is_empty()
+        && let Err(reply) = custom::authorize(exchange, &mut body, &mut account).await
+    {
+        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    }
     // JWT before authorization, since its claims are attributes there.
     if let Err(reply) = authenticate(manager) {
         return reply::respond(reply, exchange.grpc, &manager.server_name, account);
@@ -346,6 +372,8 @@ fn authorize(exchange: &Exchange, account: &mut Account) -> Result<(), Reply> {
     let decision = chain.engine.decide(&connection, Some(&view));
     let allowed = decision.verdict == Verdict::Allowed;
     downstream.worker.telemetry.http_decision(allowed);
+    downstream.worker.telemetry.http_trial(&decision);
+    account.decision(&decision, chain.audits);
     if allowed {
         return Ok(());
     }

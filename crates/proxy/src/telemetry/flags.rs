@@ -28,9 +28,11 @@ pub const UPSTREAM_PROTOCOL_ERROR: u32 = 1 << 10;
 pub const DOWNSTREAM_PROTOCOL_ERROR: u32 = 1 << 11;
 /// SI: idle timeout.
 pub const STREAM_IDLE_TIMEOUT: u32 = 1 << 12;
+/// UAEX: an external authorizer said no, or could not be asked.
+pub const UNAUTHORIZED_EXTERNAL_SERVICE: u32 = 1 << 13;
 
-const NAMES: [&str; 13] = [
-    "UH", "UF", "UO", "NR", "URX", "NC", "DC", "UT", "UR", "UC", "UPE", "DPE", "SI",
+const NAMES: [&str; 14] = [
+    "UH", "UF", "UO", "NR", "URX", "NC", "DC", "UT", "UR", "UC", "UPE", "DPE", "SI", "UAEX",
 ];
 
 /// The flags as the access log and the metrics show them, `-` for none.

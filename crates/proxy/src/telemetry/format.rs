@@ -21,6 +21,8 @@ pub struct Subject<'a> {
     pub request: Option<&'a HeaderMap>,
     /// The response's headers as sent.
     pub response: Option<&'a HeaderMap>,
+    /// Dynamic metadata.
+    pub metadata: &'a [super::record::Metadata],
     /// First URI name of the downstream's certificate.
     pub peer_uri: &'a str,
     /// First URI name of the own certificate.
@@ -126,6 +128,15 @@ impl Subject<'_> {
                 None => found,
             });
         }
+        if let (Some((argument, _)), "DYNAMIC_METADATA") = (argument, name) {
+            let (filter, key) = argument.split_once(':')?;
+            return self
+                .metadata
+                .iter()
+                .rev()
+                .find(|(f, k, _)| *f == filter && k == key)
+                .map(|(_, _, value)| Cow::Borrowed(value.as_str()));
+        }
         match name {
             "START_TIME" => line.start.map(|at| Cow::Owned(rfc3339_millis(at))),
             "PROTOCOL" => some(line.protocol),
@@ -194,6 +205,7 @@ mod tests {
             line: &line,
             request: Some(&request),
             response: None,
+            metadata: &[],
             peer_uri: "spiffe://td/ns/a/sa/b",
             own_uri: "",
         })

@@ -48,6 +48,14 @@ pub struct Families {
     pub http_rbac: (CounterFamily, CounterFamily),
     /// Decisions about connections: allowed, denied.
     pub tcp_rbac: (CounterFamily, CounterFamily),
+    /// What dry-run policies would have decided about requests (S2.133): allow, deny; each allowed, denied.
+    pub http_trial: [CounterFamily; 4],
+    /// The same for connections.
+    pub tcp_trial: [CounterFamily; 4],
+    /// Answers of external authorizers about requests: ok, denied, error, timeout, failure_mode_allowed.
+    pub http_ext_authz: [CounterFamily; 5],
+    /// The same about connections.
+    pub tcp_ext_authz: [CounterFamily; 5],
 }
 
 impl Families {
@@ -80,6 +88,10 @@ impl Families {
                 counter("envoy_tcp_rbac_allowed", "Connections that authorization allowed.", &[]),
                 counter("envoy_tcp_rbac_denied", "Connections that authorization denied.", &[]),
             ),
+            http_trial: trial(registry, "http"),
+            tcp_trial: trial(registry, "tcp"),
+            http_ext_authz: ext_authz(registry, "http"),
+            tcp_ext_authz: ext_authz(registry, "tcp"),
         }
     }
 
@@ -102,6 +114,27 @@ impl Families {
             received: self.tcp_received.with(labels),
         })
     }
+}
+
+fn trial(registry: &Registry, kind: &str) -> [CounterFamily; 4] {
+    [
+        ("allow", "allowed"),
+        ("allow", "denied"),
+        ("deny", "allowed"),
+        ("deny", "denied"),
+    ]
+    .map(|(action, result)| {
+        let name = format!("envoy_{kind}_rbac_istio_dry_run_{action}_shadow_{result}");
+        let help = format!("Decisions that dry-run policies with action {action} would have made: {result}.");
+        registry.counter(&name, &help, &[])
+    })
+}
+
+fn ext_authz(registry: &Registry, kind: &str) -> [CounterFamily; 5] {
+    ["ok", "denied", "error", "timeout", "failure_mode_allowed"].map(|result| {
+        let name = format!("envoy_{kind}_ext_authz_{result}");
+        registry.counter(&name, &format!("Questions to external authorizers: {result}."), &[])
+    })
 }
 
 /// Handles of one HTTP series.

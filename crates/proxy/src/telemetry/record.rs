@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version};
+use mantlet_model::authz::{Decision, Verdict};
 use mantlet_model::http::Reporter;
 use mantlet_model::listener::AccessLog;
 use mantlet_model::names::Direction;
@@ -61,6 +62,35 @@ pub struct Account {
     closed: bool,
 }
 
+/// One value of dynamic metadata: filter, key, value.
+pub type Metadata = (&'static str, String, String);
+
+/// Filter whose metadata has the results of authorization on HTTP.
+const HTTP_RBAC: &str = "envoy.filters.http.rbac";
+/// The same for TCP.
+const NETWORK_RBAC: &str = "envoy.filters.network.rbac";
+
+/// What a decision writes into dynamic metadata (S2.133, S2.135).
+fn metadata_of(filter: &'static str, decision: &Decision<'_>, audits: bool, out: &mut Vec<Metadata>) {
+    if audits {
+        out.push(("envoy.common", "access_log_hint".into(), decision.audited.to_string()));
+    }
+    for (shadow, prefix) in [
+        (decision.shadow_deny, "istio_dry_run_deny_"),
+        (decision.shadow_allow, "istio_dry_run_allow_"),
+    ] {
+        let Some(shadow) = shadow else { continue };
+        if let Some(rule) = shadow.rule {
+            out.push((filter, format!("{prefix}shadow_effective_policy_id"), rule.to_string()));
+        }
+        let result = match shadow.verdict {
+            Verdict::Allowed => "allowed",
+            Verdict::Denied => "denied",
+        };
+        out.push((filter, format!("{prefix}shadow_engine_result"), result.to_string()));
+    }
+}
+
 /// What only the access log needs.
 #[derive(Default)]
 struct LogFields {
@@ -76,6 +106,7 @@ struct LogFields {
     cluster: String,
     request: Option<HeaderMap>,
     response: Option<HeaderMap>,
+    metadata: Vec<Metadata>,
 }
 
 /// Whether a log is written in Istio's default format.
@@ -175,6 +206,28 @@ impl Account {
         if let Some(manager) = chosen.chain.http() {
             self.downstream_peer =
                 exchange::incoming_request(&exchange.downstream.worker, manager, &mut exchange.parts.headers);
+        }
+    }
+
+    /// What authorization decided, for formats that show dynamic metadata.
+    pub fn decision(&mut self, decision: &Decision<'_>, audits: bool) {
+        if let Some(log) = &mut self.log
+            && log.request.is_some()
+        {
+            metadata_of(HTTP_RBAC, decision, audits, &mut log.metadata);
+        }
+    }
+
+    /// The CUSTOM rule for which a provider is asked.
+    pub fn note_custom(&mut self, rule: &str) {
+        if let Some(log) = &mut self.log
+            && log.request.is_some()
+        {
+            let key = |name: &str| format!("istio_ext_authz_{name}");
+            log.metadata
+                .push((HTTP_RBAC, key("shadow_effective_policy_id"), rule.to_string()));
+            log.metadata
+                .push((HTTP_RBAC, key("shadow_engine_result"), "denied".into()));
         }
     }
 
@@ -362,6 +415,7 @@ impl Account {
             line: &line,
             request: log.request.as_ref(),
             response: log.response.as_ref(),
+            metadata: &log.metadata,
             peer_uri: first_uri(&self.downstream),
             own_uri: self.downstream.own_uri.as_deref().unwrap_or_default(),
         };
@@ -488,6 +542,7 @@ pub struct ConnectionRecord {
     upstream: RefCell<Option<(Rc<ClusterState>, Rc<Endpoint>)>>,
     transport_failure: RefCell<String>,
     series: RefCell<Option<Rc<TcpSeries>>>,
+    metadata: RefCell<Vec<Metadata>>,
     closed: Cell<bool>,
 }
 
@@ -503,6 +558,7 @@ impl ConnectionRecord {
             upstream: RefCell::new(None),
             transport_failure: RefCell::default(),
             series: RefCell::new(None),
+            metadata: RefCell::default(),
             closed: Cell::new(false),
         }
     }
@@ -535,6 +591,11 @@ impl ConnectionRecord {
             series.opened.inc();
             *self.series.borrow_mut() = Some(series);
         }
+    }
+
+    /// What authorization decided, for formats that show dynamic metadata.
+    pub fn decision(&self, decision: &Decision<'_>, audits: bool) {
+        metadata_of(NETWORK_RBAC, decision, audits, &mut self.metadata.borrow_mut());
     }
 
     /// Bytes from the client.
@@ -594,6 +655,7 @@ impl ConnectionRecord {
             self.downstream.started,
             line,
             flags,
+            &self.metadata.borrow(),
         );
     }
 
@@ -604,7 +666,7 @@ impl ConnectionRecord {
                 details: "filter_chain_not_found",
                 ..Line::default()
             };
-            write_connection(worker, file, facts, started, line, flags::NO_ROUTE);
+            write_connection(worker, file, facts, started, line, flags::NO_ROUTE, &[]);
         }
     }
 
@@ -629,7 +691,7 @@ impl ConnectionRecord {
                 termination: &reason,
                 ..Line::default()
             };
-            write_connection(worker, file, facts, started, line, flags::NONE);
+            write_connection(worker, file, facts, started, line, flags::NONE, &[]);
         }
     }
 }
@@ -640,7 +702,15 @@ impl Drop for ConnectionRecord {
     }
 }
 
-fn write_connection(worker: &Worker, file: &AccessLog, facts: &Facts, started: Instant, line: Line<'_>, flags: u32) {
+fn write_connection(
+    worker: &Worker,
+    file: &AccessLog,
+    facts: &Facts,
+    started: Instant,
+    line: Line<'_>,
+    flags: u32,
+    metadata: &[Metadata],
+) {
     let local = facts.destination.to_string();
     let remote = facts.source.to_string();
     let line = Line {
@@ -656,6 +726,7 @@ fn write_connection(worker: &Worker, file: &AccessLog, facts: &Facts, started: I
         line: &line,
         request: None,
         response: None,
+        metadata,
         peer_uri: "",
         own_uri: "",
     };
