@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection, Volume,
+    ConfigMap, ConfigMapProjection, DownwardAPIProjection, DownwardAPIVolumeFile, KeyToPath, Pod, Secret,
+    SecretProjection, ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use kube::api::{Api, PostParams};
 
@@ -224,104 +225,40 @@ impl Volumes {
             volume: name.to_owned(),
             message,
         };
+        let (parts, default_mode) = projections(volume).ok_or_else(|| VolumeError::Unsupported {
+            volume: name.into(),
+            kind: unsupported_kind(volume),
+        })?;
+        let mode = mode(default_mode);
         let mut files = Files::new();
-        if let Some(source) = &volume.config_map {
-            let mode = mode(source.default_mode);
-            let data = config_map(client, namespace, &source.name, source.optional)
-                .await
-                .map_err(missing)?;
-            select(
-                &mut files,
-                data,
-                source.items.as_deref(),
-                mode,
-                source.optional,
-                &source.name,
-            )
-            .map_err(missing)?;
-        } else if let Some(source) = &volume.secret {
-            let secret_name = source.secret_name.as_deref().unwrap_or_default();
-            let data = secret(client, namespace, secret_name, source.optional)
-                .await
-                .map_err(missing)?;
-            let mode = mode(source.default_mode);
-            select(
-                &mut files,
-                data,
-                source.items.as_deref(),
-                mode,
-                source.optional,
-                secret_name,
-            )
-            .map_err(missing)?;
-        } else if let Some(source) = &volume.downward_api {
-            downward(
-                &mut files,
-                pod,
-                facts,
-                source.items.as_deref(),
-                mode(source.default_mode),
-            )
-            .map_err(missing)?;
-        } else if let Some(source) = &volume.projected {
-            let mode = mode(source.default_mode);
-            for part in source.sources.iter().flatten() {
-                if let Some(source) = &part.config_map {
-                    let data = config_map(client, namespace, &source.name, source.optional)
-                        .await
-                        .map_err(missing)?;
-                    select(
-                        &mut files,
-                        data,
-                        source.items.as_deref(),
-                        mode,
-                        source.optional,
-                        &source.name,
-                    )
+        for part in parts {
+            if let Some(source) = &part.config_map {
+                let data = config_map(client, namespace, &source.name, source.optional)
+                    .await
                     .map_err(missing)?;
-                }
-                if let Some(source) = &part.secret {
-                    let data = secret(client, namespace, &source.name, source.optional)
-                        .await
-                        .map_err(missing)?;
-                    select(
-                        &mut files,
-                        data,
-                        source.items.as_deref(),
-                        mode,
-                        source.optional,
-                        &source.name,
-                    )
-                    .map_err(missing)?;
-                }
-                if let Some(source) = &part.downward_api {
-                    downward(&mut files, pod, facts, source.items.as_deref(), mode).map_err(missing)?;
-                }
-                if let Some(source) = &part.service_account_token {
-                    let token = self.token(client, pod, name, source).await.map_err(missing)?;
-                    files.insert(safe_path(&source.path).map_err(missing)?, (token.into_bytes(), mode));
-                }
-                if part.cluster_trust_bundle.is_some() || part.pod_certificate.is_some() {
-                    return Err(VolumeError::Unsupported {
-                        volume: name.into(),
-                        kind: "this projected source",
-                    });
-                }
+                let items = source.items.as_deref();
+                select(&mut files, data, items, mode, source.optional, &source.name).map_err(missing)?;
             }
-        } else {
-            let kind = if volume.host_path.is_some() {
-                "hostPath"
-            } else if volume.persistent_volume_claim.is_some() {
-                "persistentVolumeClaim"
-            } else if volume.csi.is_some() {
-                "csi"
-            } else {
-                "this kind of volume"
-            };
-            return Err(VolumeError::Unsupported {
-                volume: name.into(),
-                kind,
-            });
+            if let Some(source) = &part.secret {
+                let data = secret(client, namespace, &source.name, source.optional)
+                    .await
+                    .map_err(missing)?;
+                let items = source.items.as_deref();
+                select(&mut files, data, items, mode, source.optional, &source.name).map_err(missing)?;
+            }
+            if let Some(source) = &part.downward_api {
+                downward(&mut files, pod, facts, source.items.as_deref(), mode).map_err(missing)?;
+            }
+            if let Some(source) = &part.service_account_token {
+                let token = self.token(client, pod, name, source).await.map_err(missing)?;
+                files.insert(safe_path(&source.path).map_err(missing)?, (token.into_bytes(), mode));
+            }
+            if part.cluster_trust_bundle.is_some() || part.pod_certificate.is_some() {
+                return Err(VolumeError::Unsupported {
+                    volume: name.into(),
+                    kind: "this projected source",
+                });
+            }
         }
         if files.values().map(|(content, _)| content.len()).sum::<usize>() > MAX_BYTES {
             return Err(missing(format!("its files are larger than {MAX_BYTES} bytes")));
@@ -385,6 +322,55 @@ pub(crate) fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
+    }
+}
+
+/// What a volume of files is made from, and their mode: a plain ConfigMap, Secret or downward volume is a projection of one source.
+fn projections(volume: &Volume) -> Option<(Vec<VolumeProjection>, Option<i32>)> {
+    let only = |part: VolumeProjection, mode: Option<i32>| Some((vec![part], mode));
+    if let Some(source) = &volume.config_map {
+        let part = VolumeProjection {
+            config_map: Some(ConfigMapProjection {
+                items: source.items.clone(),
+                name: source.name.clone(),
+                optional: source.optional,
+            }),
+            ..VolumeProjection::default()
+        };
+        only(part, source.default_mode)
+    } else if let Some(source) = &volume.secret {
+        let part = VolumeProjection {
+            secret: Some(SecretProjection {
+                items: source.items.clone(),
+                name: source.secret_name.clone().unwrap_or_default(),
+                optional: source.optional,
+            }),
+            ..VolumeProjection::default()
+        };
+        only(part, source.default_mode)
+    } else if let Some(source) = &volume.downward_api {
+        let part = VolumeProjection {
+            downward_api: Some(DownwardAPIProjection {
+                items: source.items.clone(),
+            }),
+            ..VolumeProjection::default()
+        };
+        only(part, source.default_mode)
+    } else {
+        let source = volume.projected.as_ref()?;
+        Some((source.sources.clone().unwrap_or_default(), source.default_mode))
+    }
+}
+
+fn unsupported_kind(volume: &Volume) -> &'static str {
+    if volume.host_path.is_some() {
+        "hostPath"
+    } else if volume.persistent_volume_claim.is_some() {
+        "persistentVolumeClaim"
+    } else if volume.csi.is_some() {
+        "csi"
+    } else {
+        "this kind of volume"
     }
 }
 
