@@ -48,6 +48,14 @@ impl Formula {
         }
         out.sort();
         out.dedup();
+        // A member beside its negation decides.
+        let contradicts = |part: &Formula| match part {
+            Formula::Not(inner) => out.binary_search(inner).is_ok(),
+            _ => false,
+        };
+        if out.iter().any(contradicts) {
+            return Formula::Const(!neutral);
+        }
         match (out.len(), neutral) {
             (0, _) => Formula::Const(neutral),
             (1, _) => out.remove(0),
@@ -113,6 +121,11 @@ mod tests {
         let f = Formula::or([Formula::and([a.clone(), b.clone().not()]), b.clone()]);
         assert_eq!(f.assign(&|v| (v == 1).then_some(true)), Formula::Const(true));
         assert_eq!(f.assign(&|v| (v == 1).then_some(false)), a);
+        assert_eq!(
+            Formula::and([a.clone(), b.clone(), a.clone().not()]),
+            Formula::Const(false)
+        );
+        assert_eq!(Formula::or([a.clone(), a.clone().not()]), Formula::Const(true));
         assert_eq!(f.not().not(), Formula::or([b.clone(), Formula::and([a, b.not()])]));
     }
 }

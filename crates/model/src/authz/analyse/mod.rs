@@ -315,9 +315,9 @@ impl Search<'_> {
             return true;
         };
         let index: HashMap<u32, usize> = found.vars.iter().enumerate().map(|(i, v)| (*v, i)).collect();
-        let mut concerned = false;
-        formula.vars(&mut |var| concerned |= index.contains_key(&var));
-        if !concerned {
+        let mut concerned: BTreeSet<usize> = BTreeSet::new();
+        formula.vars(&mut |var| concerned.extend(index.get(&var)));
+        if concerned.is_empty() {
             return self.go(dimension + 1, formula, cost);
         }
         let key = (dimension, formula);
@@ -326,8 +326,13 @@ impl Search<'_> {
         }
         let had_best = self.best.is_some();
         let mut tried: HashSet<Formula> = HashSet::new();
+        let mut seen: HashSet<Vec<bool>> = HashSet::new();
         let mut finished = true;
         for (number, cell) in found.cells.iter().enumerate() {
+            // Cells come cheapest first: one that agrees with a former one in all that matters cannot be better.
+            if !seen.insert(concerned.iter().filter_map(|i| cell.holds.get(*i).copied()).collect()) {
+                continue;
+            }
             self.choices += 1;
             if self.choices > MAX_CHOICES {
                 return false;
@@ -335,7 +340,6 @@ impl Search<'_> {
             let rest = key
                 .1
                 .assign(&|var| index.get(&var).and_then(|i| cell.holds.get(*i).copied()));
-            // Cells come cheapest first, so a second one with the same rest cannot be better.
             if !tried.insert(rest.clone()) {
                 continue;
             }
@@ -476,7 +480,6 @@ impl Row {
 pub fn who_can(policies: Policies<'_>, universe: &Universe, asked: &[String]) -> (Vec<Row>, bool) {
     let mut program = Program::new(universe);
     let permits = program.permits(policies);
-    let possible = program.possible(universe);
     let space = program.space(universe);
     let peers = space.dimensions.iter().find(|d| d.axis == Axis::Peer);
     let (cells, exact): (Vec<Cell>, bool) = match peers {
@@ -561,7 +564,6 @@ pub fn who_can(policies: Policies<'_>, universe: &Universe, asked: &[String]) ->
             default_deny,
         });
     }
-    let _ = possible;
     (rows, exact)
 }
 

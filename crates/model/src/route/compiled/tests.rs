@@ -112,6 +112,7 @@ fn the_first_route_that_matches() {
             invert,
         }],
         query: vec![],
+        claims: vec![],
     };
     let routes = vec![
         route("exact", path(PathMatch::Exact("/a".into()))),
