@@ -130,6 +130,15 @@ impl Diagnostic {
         self
     }
 
+    /// The message and where in the object, for readers who have no file at hand: the webhook's answer, a status.
+    pub fn located(&self) -> String {
+        if self.path.is_empty() || self.message.contains(&self.path) {
+            self.to_string()
+        } else {
+            format!("{self} (at {})", self.path)
+        }
+    }
+
     /// The message with everything that helps: `message (allowed: …; did you mean …?)`.
     pub fn full(&self) -> String {
         let mut notes = Vec::new();
@@ -171,7 +180,7 @@ pub fn join_errors(findings: &[Diagnostic]) -> Option<String> {
     let errors: Vec<String> = findings
         .iter()
         .filter(|f| f.severity == Severity::Error)
-        .map(Diagnostic::to_string)
+        .map(Diagnostic::located)
         .collect();
     match errors.as_slice() {
         [] => None,
@@ -235,6 +244,15 @@ mod tests {
         assert_eq!(
             join_errors(&[e("a"), e("b")]).as_deref(),
             Some("2 errors occurred:\n\t* a\n\t* b\n\n")
+        );
+        let at = Diagnostic::error("spec.a", "c").with_hint(Some(Hint::DidYouMean("d".into())));
+        assert_eq!(
+            join_errors(&[at]).as_deref(),
+            Some("c (did you mean \"d\"?) (at spec.a)")
+        );
+        assert_eq!(
+            join_errors(&[Diagnostic::error("spec.a", "error decoding configuration: spec.a: x")]).as_deref(),
+            Some("error decoding configuration: spec.a: x")
         );
     }
 }

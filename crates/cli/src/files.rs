@@ -62,6 +62,8 @@ pub struct Chunk {
     pub file: PathBuf,
     /// Line of the file, from 1, on which it begins.
     pub line: usize,
+    /// Bytes of the file before it.
+    pub offset: usize,
     /// The text, with its `---` line if it has one.
     pub text: Arc<str>,
 }
@@ -232,6 +234,7 @@ pub fn split(file: &Path, text: &str) -> Vec<Chunk> {
             chunks.push(Chunk {
                 file: file.to_path_buf(),
                 line: from.1,
+                offset: from.0,
                 text: piece.into(),
             });
         }
@@ -341,7 +344,7 @@ mod tests {
             "{\"kind\": \"PodList\", \"apiVersion\": \"v1\", \"items\": [{\"metadata\": {\"name\": \"a\"}}]}",
         );
         assert_eq!(typed[0].value["kind"], "Pod");
-        assert_eq!(typed[0].position("metadata.name"), (1, 69));
+        assert_eq!(typed[0].position("metadata.name"), (1, 65));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Rules of the kinds beside AuthorizationPolicy, by their messages (SEMANTICS 8a, 8b, 8d, 8e).
 
+mod catalogue;
+
 use serde_json::{Value, json};
 
 use super::object;

@@ -109,11 +109,12 @@ pub(super) fn validate(request: &Value) -> Answer {
     if !object.is_object() {
         return Answer::deny(400, "error decoding configuration: no object in the request".into());
     }
-    let findings = mantlet_api::validate::object(object);
+    let mut findings = mantlet_api::validate::object(object);
+    findings.extend(mantlet_api::validate::traps(object));
     let warnings = findings
         .iter()
         .filter(|f| f.severity != Severity::Error)
-        .map(ToString::to_string)
+        .map(mantlet_api::diagnostic::Diagnostic::located)
         .collect();
     match mantlet_api::diagnostic::join_errors(&findings) {
         None => Answer {
