@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::discovery::board::Board;
 use crate::discovery::hub::Hub;
+use crate::jwks::Resolver;
 
 /// What the endpoints show.
 #[derive(Clone)]
@@ -26,6 +27,8 @@ pub struct Debug {
     pub readiness: Readiness,
     /// Metrics.
     pub registry: Registry,
+    /// Key sets of token issuers.
+    pub keys: Resolver,
     /// Levels of the log, if they may be changed.
     pub log: Option<LogHandle>,
 }
@@ -64,6 +67,7 @@ impl Debug {
             ("/debug/config_dump", Page::ConfigDump),
             ("/debug/endpointz", Page::Endpointz),
             ("/debug/authorizationz", Page::Authorizationz),
+            ("/debug/jwksz", Page::Jwksz),
         ] {
             let this = self.clone();
             admin = admin.route(path, move |request| {
@@ -86,6 +90,7 @@ impl Debug {
         let wanted = request.param("proxyID");
         match page {
             Page::Syncz => json(&self.board.rows()),
+            Page::Jwksz => json(&self.keys.rows().await),
             Page::Distribution => {
                 // Read first: what the hub was handed before it is asked is part of its answer.
                 let seen = self.board.seen();
@@ -148,6 +153,7 @@ enum Page {
     ConfigDump,
     Endpointz,
     Authorizationz,
+    Jwksz,
 }
 
 fn is_local(ip: IpAddr) -> bool {

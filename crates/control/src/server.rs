@@ -219,6 +219,7 @@ pub async fn start(
             clock.clone(),
             auth,
             options.pod_name.clone(),
+            keys.clone(),
         ))
     };
 
@@ -239,6 +240,7 @@ pub async fn start(
         board: board.clone(),
         readiness: readiness.clone(),
         registry: registry.clone(),
+        keys: keys.clone(),
         log,
     };
     let running = Running {

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::connection;
 use crate::secrets::{Secrets, TlsCache};
 use crate::telemetry::{Telemetry, WorkerTelemetry};
+use crate::unknown_keys::UnknownKeys;
 use crate::upstream::Upstreams;
 
 /// Where a captured connection was going. The kernel's answer in production; a constructor argument, so that tests can
@@ -80,6 +81,8 @@ pub struct Shared {
     applied_changed: watch::Sender<()>,
     /// Certificates and roots.
     pub secrets: Secrets,
+    /// Tokens whose keys are not known.
+    pub unknown_keys: UnknownKeys,
     /// Metrics, access log, denials.
     pub telemetry: Telemetry,
     /// Original destination.
@@ -104,6 +107,7 @@ impl Shared {
             applied: Mutex::default(),
             applied_changed: watch::Sender::new(()),
             secrets: Secrets::default(),
+            unknown_keys: UnknownKeys::default(),
             telemetry,
             destination_of,
             tuning,

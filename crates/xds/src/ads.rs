@@ -310,12 +310,25 @@ pub async fn run_client(
     events: mpsc::Sender<ClientEvent>,
     stop: CancellationToken,
 ) {
+    run_client_reporting(node, connector, backoff, events, mpsc::channel(1).1, stop).await;
+}
+
+/// As [`run_client`]; key sets whose names come from `unknown_keys` are told to lack the key of a token. What is said while no
+/// stream is open is forgotten.
+pub async fn run_client_reporting(
+    node: Node,
+    connector: Arc<dyn Connector>,
+    backoff: Backoff,
+    events: mpsc::Sender<ClientEvent>,
+    mut unknown_keys: mpsc::Receiver<String>,
+    stop: CancellationToken,
+) {
     let mut client = DeltaClient::new(node);
     let mut wait = backoff.first;
     loop {
         let mut delivered = false;
         let outcome = tokio::select! {
-            outcome = one_stream(&mut client, connector.as_ref(), &events, &mut delivered) => outcome,
+            outcome = one_stream(&mut client, connector.as_ref(), &events, &mut unknown_keys, &mut delivered) => outcome,
             () = stop.cancelled() => return,
         };
         let reason = match outcome {
@@ -342,6 +355,7 @@ async fn one_stream(
     client: &mut DeltaClient,
     connector: &dyn Connector,
     events: &mpsc::Sender<ClientEvent>,
+    unknown_keys: &mut mpsc::Receiver<String>,
     delivered: &mut bool,
 ) -> Result<(), String> {
     let (channel, metadata) = connector.connect().await?;
@@ -364,8 +378,17 @@ async fn one_stream(
     if events.send(ClientEvent::Connected).await.is_err() {
         return Ok(());
     }
+    while unknown_keys.try_recv().is_ok() {}
     loop {
-        let response = match responses.next().await {
+        let next = tokio::select! {
+            next = responses.next() => next,
+            Some(held) = unknown_keys.recv() => {
+                let report = client.unknown_key(&held);
+                tx.send(report).await.map_err(|_| "stream closed while reporting".to_string())?;
+                continue;
+            }
+        };
+        let response = match next {
             Some(Ok(response)) => response,
             Some(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),
             None => return Err("closed by the control plane".into()),

@@ -278,10 +278,10 @@ impl DeltaClient {
         nack(pending.kind.url().into(), pending.nonce, reason.to_string())
     }
 
-    /// Asks again for a resource that is held but seems to be out of date; `None` when it is not subscribed.
-    pub fn ask_again(&mut self, kind: ResourceType, name: &str) -> Option<DeltaDiscoveryRequest> {
-        let state = self.types.get(&kind)?;
-        (state.subscribed && state.names.contains(name)).then(|| self.request(kind, vec![name.to_string()], Vec::new()))
+    /// Tells the control plane that a held key set lacks the key of a token: its name is asked for as if it were a secret. It is
+    /// none, so nothing is answered but, where the control plane finds new keys, the listener that holds them.
+    pub fn unknown_key(&mut self, held: &str) -> DeltaDiscoveryRequest {
+        self.request(ResourceType::Secret, vec![held.to_string()], Vec::new())
     }
 
     fn request(&mut self, kind: ResourceType, add: Vec<String>, drop: Vec<String>) -> DeltaDiscoveryRequest {

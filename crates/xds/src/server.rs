@@ -22,6 +22,11 @@ pub const MAX_SUBSCRIPTIONS: usize = 100_000;
 /// Longest error text that is kept of a NACK, in bytes.
 const MAX_NACK_TEXT: usize = 4096;
 
+/// How names of key sets begin.
+pub const KEY_SET_PREFIX: &str = "jwks/";
+/// Most key sets that one request can report.
+const MAX_REPORTS: usize = 16;
+
 /// What happened on a stream, for status pages and metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEvent {
@@ -30,12 +35,10 @@ pub enum StreamEvent {
         /// Type.
         kind: ResourceType,
     },
-    /// The peer asked again for resources that it has: it holds them to be out of date.
-    AskedAgain {
-        /// Type.
-        kind: ResourceType,
-        /// Names.
-        names: Vec<String>,
+    /// The peer holds key sets (by [`KEY_SET_PREFIX`] and hash) that lack the key of a token that it met.
+    UnknownKeys {
+        /// Names of the key sets.
+        held: Vec<String>,
     },
     /// A response was handed to the transport.
     Sent {
@@ -188,14 +191,18 @@ impl DeltaServer {
             }
         }
 
-        let mut again = Vec::new();
+        let mut held = Vec::new();
         for name in request.resource_names_subscribe {
             if name == "*" {
                 state.wildcard = true;
                 continue;
             }
-            if !first && state.names.contains(&name) && state.known.contains_key(&name) {
-                again.push(name.clone());
+            // No resource has such a name: key sets travel inside listeners. Asking for one says that it is out of date.
+            if kind == ResourceType::Secret && name.starts_with(KEY_SET_PREFIX) {
+                if held.len() < MAX_REPORTS {
+                    held.push(name);
+                }
+                continue;
             }
             // A repeated subscription asks for the resource again, as after an unsubscribe on the way.
             // On a fresh stream the names are those that the peer kept, with the versions it told.
@@ -206,8 +213,8 @@ impl DeltaServer {
             state.reported_missing.remove(&name);
             state.names.insert(name);
         }
-        if !again.is_empty() {
-            self.events.push(StreamEvent::AskedAgain { kind, names: again });
+        if !held.is_empty() {
+            self.events.push(StreamEvent::UnknownKeys { held });
         }
         if state.names.len() > MAX_SUBSCRIPTIONS {
             return Err(ProtocolError::TooManyNames { kind });

@@ -24,6 +24,7 @@ use super::board::Board;
 use super::hub::{Hub, Subscriber};
 use super::metrics::PilotMetrics;
 use crate::auth::{Authenticators, CallContext, Caller, Clock};
+use crate::jwks::Resolver;
 
 /// Most streams at once.
 const MAX_STREAMS: usize = 20_000;
@@ -44,6 +45,8 @@ pub struct AdsBackend {
     /// `None` on the plaintext port.
     authenticators: Option<Authenticators>,
     identifier: String,
+    /// Told when a proxy met a token of an unknown key.
+    keys: Resolver,
     open: Arc<AtomicUsize>,
 }
 
@@ -57,6 +60,7 @@ impl AdsBackend {
         clock: Arc<dyn Clock>,
         authenticators: Option<Authenticators>,
         identifier: String,
+        keys: Resolver,
     ) -> AdsBackend {
         AdsBackend {
             hub,
@@ -66,6 +70,7 @@ impl AdsBackend {
             clock,
             authenticators,
             identifier,
+            keys,
             open: Arc::default(),
         }
     }
@@ -135,7 +140,7 @@ impl Backend for AdsBackend {
         let expiry = caller
             .and_then(|c| c.expires)
             .map(|at| self.end_at(id, &node, at - self.clock.now()));
-        let (hub, board) = (self.hub.clone(), self.board.clone());
+        let (hub, board, keys) = (self.hub.clone(), self.board.clone(), self.keys.clone());
         let observer = move |event: StreamEvent| {
             // Held until the stream is gone.
             let _kept = (&slot, &expiry);
@@ -143,6 +148,9 @@ impl Backend for AdsBackend {
                 tracing::info!(target: "ads", "ADS: {}-{id} terminated", node.display_name());
                 hub.disconnect(id);
             } else {
+                if let StreamEvent::UnknownKeys { held } = &event {
+                    held.iter().for_each(|name| keys.unknown_key(name));
+                }
                 board.event(id, event);
             }
         };

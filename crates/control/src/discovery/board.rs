@@ -202,7 +202,8 @@ impl Board {
             StreamEvent::UnknownType { url } => {
                 tracing::debug!(target: "ads", "{} asks for unknown type {url}", row.node.display_name());
             }
-            StreamEvent::Closed => {}
+            // The key resolver is told by the stream.
+            StreamEvent::UnknownKeys { .. } | StreamEvent::Closed => {}
         }
         drop(rows);
         self.progress.send_replace(());

@@ -365,11 +365,13 @@ impl Target {
         if host.is_empty() {
             return Err(bad("it has no host"));
         }
-        let port = match (authority.port(), authority.port_u16()) {
-            (_, Some(0)) | (Some(_), None) => return Err(bad("the port must be between 1 and 65535")),
+        // A port that is no number is absent for the parser.
+        let with_port = authority.as_str().len() > authority.host().len();
+        let port = match (with_port, authority.port_u16()) {
+            (true, Some(0) | None) => return Err(bad("the port must be between 1 and 65535")),
             (_, Some(port)) => port,
-            (None, None) if tls => 443,
-            (None, None) => 80,
+            (false, None) if tls => 443,
+            (false, None) => 80,
         };
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         Ok(Target {

@@ -26,7 +26,7 @@ enum Command {
         needs: Vec<KeySetNeed>,
         settled: oneshot::Sender<()>,
     },
-    UnknownKey(Source),
+    UnknownKey(String),
     Rows(oneshot::Sender<Vec<Row>>),
 }
 
@@ -88,9 +88,9 @@ impl Resolver {
         }
     }
 
-    /// A proxy met a token whose key is not in the set of this source.
-    pub fn unknown_key(&self, source: Source) {
-        let _ = self.commands.send(Command::UnknownKey(source));
+    /// A proxy that holds the key set of this name (`jwks/…`) met a token whose key is not in it.
+    pub fn unknown_key(&self, held: &str) {
+        let _ = self.commands.send(Command::UnknownKey(held.to_string()));
     }
 
     /// All sources, for the status page.
@@ -171,7 +171,7 @@ impl Task {
                     settled,
                 });
             }
-            Command::UnknownKey(source) => self.schedule.unknown_key(&source, now),
+            Command::UnknownKey(held) => self.schedule.unknown_key(&held, now),
             Command::Rows(reply) => {
                 let _ = reply.send(self.schedule.rows(now));
             }

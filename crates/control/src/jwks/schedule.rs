@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use mantlet_identity::jws::{NO_KEYS, key_set_name};
 use mantlet_translate::world::keys::KeySetNeed;
 use mantlet_translate::world::{Effect, World};
 
@@ -89,6 +90,8 @@ struct Entry {
     /// Last time at which a rule named it.
     used: Instant,
     keys: Option<KeySet>,
+    /// Name by which proxies speak of these keys.
+    name: String,
     /// Last success.
     fetched: Option<Instant>,
     /// Whether its first try is over since it came into use.
@@ -122,6 +125,8 @@ struct Attempt {
 #[derive(Debug)]
 pub struct Schedule {
     entries: BTreeMap<Source, Entry>,
+    /// Name of the key set that proxies hold where there are no keys.
+    no_keys: String,
     refresh: Duration,
     running: usize,
 }
@@ -131,6 +136,7 @@ impl Schedule {
     pub fn new(refresh: Duration) -> Schedule {
         Schedule {
             entries: BTreeMap::new(),
+            no_keys: key_set_name(NO_KEYS.as_bytes()),
             refresh,
             running: 0,
         }
@@ -176,6 +182,7 @@ impl Schedule {
             timeout: need.timeout.min(MAX_TIMEOUT),
             used: now,
             keys: None,
+            name: String::new(),
             fetched: None,
             tried: false,
             due: now,
@@ -204,14 +211,19 @@ impl Schedule {
         self.entries.get(source).is_none_or(|e| e.tried)
     }
 
-    /// A proxy met a token of an unknown key of this source.
-    pub fn unknown_key(&mut self, source: &Source, now: Instant) {
-        let Some(entry) = self.entries.get_mut(source).filter(|e| e.needed) else {
-            return;
-        };
-        if entry.probe.is_none() {
-            let earliest = entry.started.map_or(now, |at| at + REFETCH);
-            entry.probe = Some(earliest.max(now));
+    /// A proxy that holds the key set of this name met a token of a key that is not in it. Sources without keys are meant when it
+    /// holds what stands in for them.
+    pub fn unknown_key(&mut self, held: &str, now: Instant) {
+        let no_keys = self.no_keys == held;
+        for entry in self.entries.values_mut().filter(|e| e.needed && e.probe.is_none()) {
+            let meant = match &entry.keys {
+                Some(_) => entry.name == held,
+                None => no_keys,
+            };
+            if meant {
+                let earliest = entry.started.map_or(now, |at| at + REFETCH);
+                entry.probe = Some(earliest.max(now));
+            }
         }
     }
 
@@ -292,6 +304,7 @@ impl Schedule {
                 entry.fetched = Some(now);
                 entry.due = now + refresh;
                 (entry.keys.as_ref() != Some(&keys)).then(|| {
+                    entry.name = key_set_name(keys.as_bytes());
                     entry.keys = Some(keys.clone());
                     Update {
                         source: source.clone(),

@@ -13,7 +13,7 @@ use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
 use mantlet_model::cluster::Discovery;
 use mantlet_model::snapshot::ProxySnapshot;
 use mantlet_runtime::ReadyTask;
-use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client};
+use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client_reporting};
 use mantlet_xds::client::{Change, Decoded};
 use mantlet_xds::{Node, ResourceType};
 use tokio::sync::mpsc;
@@ -92,11 +92,13 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
         first: Duration::from_millis(200),
         max: Duration::from_secs(5),
     };
-    let client = tokio::spawn(run_client(
+    let unknown_keys = shared.unknown_keys.take().unwrap_or_else(|| mpsc::channel(1).1);
+    let client = tokio::spawn(run_client_reporting(
         node(&settings),
         connector,
         backoff,
         events,
+        unknown_keys,
         CancellationToken::new(),
     ));
     let mut staged = Staged::new(shared, Some(ready), settings.role == Role::Sidecar);

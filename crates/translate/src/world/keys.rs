@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mantlet_api::request_authentication::JwtRule;
-use sha2::{Digest, Sha256};
 
 use super::{Effect, Scope, World};
 
@@ -35,46 +34,7 @@ fn is_fetched(rule: &JwtRule) -> bool {
     rule.jwks.is_empty() && !(rule.issuer.is_empty() && rule.jwks_uri.is_empty())
 }
 
-/// Name of the secret that carries a rule's key set to proxies (`jwks/…`). For fetched keys it stands for where they come from, so
-/// that a rotation changes the secret and no listener; for inline keys it stands for the keys.
-pub fn secret_name(rule: &JwtRule) -> String {
-    if is_fetched(rule) {
-        fetched_secret_name(&rule.issuer, &rule.jwks_uri)
-    } else {
-        format!("jwks/inline-{}", hash(&[&rule.jwks]))
-    }
-}
-
-/// As [`secret_name`], of the keys that are fetched for this issuer and address.
-pub fn fetched_secret_name(issuer: &str, jwks_uri: &str) -> String {
-    format!("jwks/{}", hash(&[issuer, jwks_uri]))
-}
-
-/// Half of a SHA-256: whoever finds two sources of one name could give one issuer the keys of another.
-fn hash(parts: &[&str]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect()
-}
-
 impl World {
-    /// What the secrets of all rules hold, by name; `None` where keys are needed that have not been fetched.
-    pub fn key_set_secrets(&self) -> BTreeMap<String, Option<Arc<str>>> {
-        let rules = self
-            .namespaces
-            .values()
-            .flat_map(|n| &n.request)
-            .flat_map(|c| &c.spec.jwt_rules);
-        let content = |rule: &JwtRule| match is_fetched(rule) {
-            true => self.key_set(&rule.issuer, &rule.jwks_uri).cloned(),
-            false => Some(rule.jwks.as_str().into()),
-        };
-        rules.map(|rule| (secret_name(rule), content(rule))).collect()
-    }
-
     /// The key sets that have to be fetched for the RequestAuthentications of all namespaces, each once, in order.
     pub fn needed_key_sets(&self) -> Vec<KeySetNeed> {
         let mut out: BTreeMap<(&str, &str), Duration> = BTreeMap::new();
@@ -173,30 +133,6 @@ mod tests {
         };
         let expected = [need("d", "", 5), need("i", "http://k", 9), need("mesh", "", 5)];
         assert_eq!(world().needed_key_sets(), expected);
-    }
-
-    #[test]
-    fn secrets_are_named_after_where_keys_come_from() {
-        let mut world = world();
-        let all = world.key_set_secrets();
-        assert_eq!(all.len(), 4);
-        assert_eq!(all[&fetched_secret_name("i", "http://k")], None);
-        let inline: Vec<_> = all
-            .iter()
-            .filter(|(name, _)| name.starts_with("jwks/inline-"))
-            .collect();
-        assert_eq!(inline.len(), 1);
-        assert_eq!(inline[0].1.as_deref(), Some("{}"));
-        let names: Vec<String> = all.keys().cloned().collect();
-        world.set_key_set("i", "http://k", Some("{\"keys\":[]}".into()));
-        let after = world.key_set_secrets();
-        assert_eq!(
-            after.keys().cloned().collect::<Vec<_>>(),
-            names,
-            "a rotation moves no name"
-        );
-        assert!(after[&fetched_secret_name("i", "http://k")].is_some());
-        assert_ne!(fetched_secret_name("ab", "c"), fetched_secret_name("a", "bc"));
     }
 
     #[test]

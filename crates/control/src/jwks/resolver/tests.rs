@@ -6,6 +6,7 @@ use mantlet_testkit::EchoServer;
 
 use super::super::guard::Guard;
 use super::*;
+use mantlet_identity::jws::key_set_name;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -98,7 +99,7 @@ async fn keys_arrive_and_an_unknown_key_fetches_the_new_set() {
 
     *body.lock().unwrap() = set("2");
     for _ in 0..1000 {
-        bench.resolver.unknown_key(source_of(&need));
+        bench.resolver.unknown_key(&key_set_name(set("1").as_bytes()));
     }
     let second = bench.update().await;
     assert_eq!(second.keys.as_deref(), Some(set("2").as_str()));
@@ -137,7 +138,7 @@ async fn failures_are_counted_and_told_and_good_keys_stay() {
     bench.update().await;
     // A sign-in page with status 200, in place of the keys.
     *body.lock().unwrap() = "<html></html>".into();
-    bench.resolver.unknown_key(source_of(&need));
+    bench.resolver.unknown_key(&key_set_name(set("1").as_bytes()));
     let end = Instant::now() + LONG;
     let row = loop {
         let row = bench.resolver.rows().await.remove(0);

@@ -206,7 +206,7 @@ fn unknown_keys_cause_one_fetch_per_ten_seconds_whatever_their_number() {
     clock.need(&["a"], 0.0);
     clock.run(0.0, 0.0, 0.0, |_, _| Ok("k".into()));
     clock.log.clear();
-    let source = source_of(&need("a"));
+    let source = key_set_name(b"k");
     // A flood for a minute: ten thousand reports per second, thinned to the instants that matter here.
     for tenth in 1..600 {
         let now = f64::from(tenth) / 10.0;
@@ -234,7 +234,7 @@ fn unknown_keys_do_not_move_the_regular_fetches_of_a_failing_issuer() {
     let failing = |report: bool| {
         let mut clock = Clock::new();
         clock.need(&["a"], 0.0);
-        let source = source_of(&need("a"));
+        let source = key_set_name(NO_KEYS.as_bytes());
         let mut now = 0.0;
         while now < 1000.0 {
             if report {
@@ -259,13 +259,13 @@ fn unknown_keys_do_not_move_the_regular_fetches_of_a_failing_issuer() {
 fn a_stranger_cannot_make_unused_or_unknown_sources_fetched() {
     let mut clock = Clock::new();
     let at = clock.at(0.0);
-    clock.schedule.unknown_key(&source_of(&need("nobody")), at);
+    clock.schedule.unknown_key(&key_set_name(b"others"), at);
     assert!(clock.start(100.0).is_empty());
     clock.need(&["a"], 0.0);
     clock.run(0.0, 0.0, 0.0, |_, _| Ok("k".into()));
     clock.need(&[], 1.0);
     let at = clock.at(50.0);
-    clock.schedule.unknown_key(&source_of(&need("a")), at);
+    clock.schedule.unknown_key(&key_set_name(b"k"), at);
     assert!(clock.start(100.0).is_empty());
 }
 
