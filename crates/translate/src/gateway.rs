@@ -11,7 +11,7 @@ use mantlet_api::gateway::{Server, ServerTlsMode, ServerTlsSettings, TlsProtocol
 use mantlet_model::ProxySnapshot;
 use mantlet_model::authz::AuthzFilter;
 use mantlet_model::ext_authz::CustomStage;
-use mantlet_model::http::{ForwardedClientCert, HttpManager};
+use mantlet_model::http::{ForwardedClientCert, HttpManager, JwtAuthn};
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport};
 use mantlet_model::names::{self, ClusterName, Direction};
 use mantlet_model::route::{Redirect, Route, RouteAction, RouteMatch, RouteTable, VirtualHost};
@@ -26,7 +26,7 @@ use crate::virtual_service::{self, Place};
 use crate::world::service::TargetPort;
 use crate::world::workload::Workload;
 use crate::world::{Config, World};
-use crate::{route, tls};
+use crate::{request_authentication, route, tls};
 
 /// Builds a gateway's snapshot.
 pub fn build(
@@ -46,6 +46,7 @@ pub fn build(
         workload,
         http_custom: authz::custom(world, target, Form::Http),
         tcp_custom: authz::custom(world, target, Form::Tcp),
+        jwt: request_authentication::authentication(world, target),
         http_authz: authz::filters(world, target, Form::Http),
         tcp_authz: authz::filters(world, target, Form::Tcp),
         listeners: BTreeMap::new(),
@@ -67,6 +68,7 @@ struct Builder<'a> {
     workload: Option<&'a Workload>,
     http_custom: Vec<CustomStage>,
     tcp_custom: Vec<CustomStage>,
+    jwt: Option<JwtAuthn>,
     http_authz: Vec<AuthzFilter>,
     tcp_authz: Vec<AuthzFilter>,
     /// Chains by listening port.
@@ -216,6 +218,7 @@ impl Builder<'_> {
             forwarded_client_cert: ForwardedClientCert::SanitizeSet,
             server_name: "istio-envoy".into(),
             custom: self.http_custom.clone(),
+            jwt: self.jwt.clone(),
             authz: self.http_authz.clone(),
             ..route::outbound_manager(mesh, format!("outbound_0.0.0.0_{number};"), table.to_string())
         };

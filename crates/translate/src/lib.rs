@@ -5,7 +5,7 @@
 //! Kubernetes' objects and the model, and neither sockets nor clocks nor Envoy's protobufs.
 //!
 //! Where to read: [`world`] (what is known), [`translator`] (one proxy's snapshot), [`sidecar`] and [`gateway`] (its parts),
-//! [`peer_authentication`] and [`authz`] (security), [`destination_rule`], [`virtual_service`], [`cluster`],
+//! [`peer_authentication`], [`request_authentication`] and [`authz`] (security), [`destination_rule`], [`virtual_service`], [`cluster`],
 //! [`endpoint`], [`route`] (traffic), [`legacy`] (former kinds), [`inject`] (a pod's sidecar).
 
 pub mod analyze;
@@ -15,13 +15,14 @@ pub mod destination_rule;
 pub mod endpoint;
 pub mod gateway;
 pub mod inject;
-pub mod legacy;
 pub mod journey;
+pub mod legacy;
 pub mod mesh;
 pub mod node;
 pub mod peer_authentication;
 pub mod protocol;
 pub mod report;
+pub mod request_authentication;
 pub mod route;
 pub mod sidecar;
 pub mod tls;

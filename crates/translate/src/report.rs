@@ -4,11 +4,11 @@
 
 mod unread;
 
+use mantlet_api::DestinationRule;
 use mantlet_api::destination_rule::{ClientTlsMode, TrafficPolicy};
-use mantlet_api::{DestinationRule, RequestAuthentication};
 
 use crate::world::{Config, Kind, World};
-use crate::{authz, legacy, virtual_service};
+use crate::{authz, legacy, request_authentication, virtual_service};
 
 pub use unread::{UNREAD, service_entry, unread};
 
@@ -35,7 +35,7 @@ pub fn problems(world: &World, kind: Kind, namespace: &str, name: &str) -> Optio
         }
         Kind::RequestAuthentication => {
             let config = find(world.request_authentications(namespace), name)?;
-            Some(request_authentication(config))
+            Some(request_authentication::problems(world, config))
         }
         Kind::DestinationRule => {
             let rule = find(world.destination_rules(namespace), name)?;
@@ -103,14 +103,6 @@ fn broken<T>(config: &Config<T>, consequence: &str) -> Vec<String> {
         .iter()
         .map(|error| format!("cannot be read ({error}); {consequence}"))
         .collect()
-}
-
-fn request_authentication(config: &Config<RequestAuthentication>) -> Vec<String> {
-    let mut out = broken(config, "requests that carry a token are denied");
-    out.push(
-        "tokens are not verified yet; requests that carry one are denied, and no requestPrincipal ever matches".into(),
-    );
-    out
 }
 
 fn destination_rule(rule: &Config<DestinationRule>) -> Vec<String> {
@@ -255,6 +247,7 @@ mod tests {
     fn what_is_in_force_has_no_problems() {
         assert!(report(Kind::PeerAuthentication, "a", json!({"mtls": {"mode": "STRICT"}})).is_empty());
         assert!(report(Kind::AuthorizationPolicy, "a", json!({})).is_empty());
+        assert!(report(Kind::RequestAuthentication, "a", json!({"jwtRules": [{"issuer": "i"}]})).is_empty());
         assert!(
             report(
                 Kind::VirtualService,
@@ -272,7 +265,8 @@ mod tests {
         let root = json!({"selector": {"matchLabels": {"a": "b"}}, "mtls": {"mode": "STRICT"}});
         assert!(report(Kind::PeerAuthentication, "istio-system", root)[0].contains("selects nothing"));
         assert!(report(Kind::PeerAuthentication, "a", json!({"mtls": {"mode": "X"}}))[0].contains("STRICT applies"));
-        assert!(report(Kind::RequestAuthentication, "a", json!({}))[0].contains("denied"));
+        let rules = json!({"jwtRules": [{"issuer": "i", "jwks": "{\"keys\": []}"}]});
+        assert!(report(Kind::RequestAuthentication, "a", rules)[0].contains("no usable key"));
         assert!(report(Kind::Sidecar, "a", json!({}))[0].contains("not supported"));
         let rule = json!({"host": "x", "trafficPolicy": {"tls": {"mode": "MUTUAL"}}});
         assert!(report(Kind::DestinationRule, "a", rule)[0].contains("nothing is sent"));

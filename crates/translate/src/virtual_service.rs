@@ -11,7 +11,8 @@ use mantlet_api::virtual_service::{
 };
 use mantlet_model::names::{self, ClusterName};
 use mantlet_model::route::{
-    Forward, HeaderChange, HeaderMatch, PathMatch, Redirect, Retry, Route, RouteAction, RouteMatch, StringMatch,
+    ClaimMatch, Forward, HeaderChange, HeaderMatch, PathMatch, Redirect, Retry, Route, RouteAction, RouteMatch,
+    StringMatch,
 };
 
 use crate::destination_rule::{Client, applied, expand_host};
@@ -316,8 +317,22 @@ fn matches(condition: &HttpMatchRequest) -> RouteMatch {
             });
         }
     }
+    let claims_of = |map: &BTreeMap<String, ApiMatch>, invert: bool| -> Vec<ClaimMatch> {
+        map.iter()
+            .filter_map(|(name, value)| {
+                Some(ClaimMatch {
+                    path: claim_path(name)?,
+                    value: string_match(value),
+                    invert,
+                })
+            })
+            .collect()
+    };
+    let mut claims = claims_of(&condition.headers, false);
+    claims.extend(claims_of(&condition.without_headers, true));
     let named = |map: &BTreeMap<String, ApiMatch>, invert: bool| -> Vec<HeaderMatch> {
         map.iter()
+            .filter(|(name, _)| claim_path(name).is_none())
             .map(|(name, value)| HeaderMatch {
                 name: name.to_ascii_lowercase(),
                 value: string_match(value),
@@ -339,7 +354,28 @@ fn matches(condition: &HttpMatchRequest) -> RouteMatch {
             .iter()
             .filter_map(|(name, value)| Some((name.clone(), string_match(value)?)))
             .collect(),
+        claims,
     }
+}
+
+/// The path of `@request.auth.claims.a.b` or `@request.auth.claims[a][b]` (S3.80); `None` for names of headers.
+fn claim_path(name: &str) -> Option<Vec<String>> {
+    const PREFIX: &str = "@request.auth.claims";
+    let rest = name
+        .get(..PREFIX.len())
+        .filter(|start| start.eq_ignore_ascii_case(PREFIX))
+        .map(|_| &name[PREFIX.len()..])?;
+    let path: Vec<String> = match rest.strip_prefix('.') {
+        Some(dotted) => dotted.split('.').map(String::from).collect(),
+        None => rest
+            .strip_prefix('[')?
+            .strip_suffix(']')?
+            .split("][")
+            .map(String::from)
+            .collect(),
+    };
+    let good = |part: &String| !part.is_empty() && !part.contains(['[', ']']);
+    path.iter().all(good).then_some(path)
 }
 
 fn path_match(uri: &ApiMatch, ignore_case: bool) -> PathMatch {

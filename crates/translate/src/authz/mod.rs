@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use mantlet_api::authorization_policy::{Action as ApiAction, Condition, Operation, Rule as ApiRule, Source};
 use mantlet_api::{AuthorizationPolicy, PolicyTargetReference, WorkloadSelector};
-use mantlet_model::authz::{Action, Attribute, AuthzFilter, Expr, Matcher, Rule};
+use mantlet_model::authz::{Action, Attribute, AuthzFilter, Expr, Rule};
 use mantlet_model::ext_authz::ID_PREFIX;
 
 use crate::world::{Config, World};
@@ -78,11 +78,6 @@ pub fn filters(world: &World, target: Target<'_>, form: Form) -> Vec<AuthzFilter
             collected.rules.extend(translated.rules);
         }
     }
-    if form == Form::Http {
-        let tokens = unsupported_tokens(world, target);
-        deny.enforced |= !tokens.is_empty();
-        deny.rules.extend(tokens);
-    }
 
     let mut out = Vec::new();
     for (action, collected) in [(Action::Log, audit), (Action::Deny, deny)] {
@@ -144,7 +139,8 @@ fn binds(policy: &Config<AuthorizationPolicy>, target: Target<'_>) -> bool {
     )
 }
 
-fn binds_by(
+/// Whether an object of this namespace with this selector or these targets is for the workload (S2.1–S2.10).
+pub(crate) fn binds_by(
     namespace: &str,
     selector: Option<&WorkloadSelector>,
     target_ref: Option<&PolicyTargetReference>,
@@ -274,51 +270,6 @@ fn parse_bool(text: &str) -> Option<bool> {
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
         _ => None,
     }
-}
-
-/// Rules for workloads that RequestAuthentication selects: until tokens are verified here, a request that carries one is
-/// denied. Requests without a token pass on, as they would (S3), and no claim ever matches.
-fn unsupported_tokens(world: &World, target: Target<'_>) -> Vec<Rule> {
-    let root = world.mesh().root_namespace.as_str();
-    let own = (target.namespace != root).then_some(target.namespace);
-    std::iter::once(root)
-        .chain(own)
-        .flat_map(|namespace| world.request_authentications(namespace))
-        .filter(|r| {
-            binds_by(
-                &r.meta.namespace,
-                r.spec.selector.as_ref(),
-                r.spec.target_ref.as_ref(),
-                &r.spec.target_refs,
-                target,
-            )
-        })
-        .map(|r| {
-            let mut carriers = vec![
-                Expr::atom(
-                    Attribute::Header("authorization".into()),
-                    Matcher::Prefix("Bearer ".into()),
-                ),
-                Expr::atom(
-                    Attribute::Header("authorization".into()),
-                    Matcher::Prefix("bearer ".into()),
-                ),
-            ];
-            for header in r.spec.jwt_rules.iter().flat_map(|rule| &rule.from_headers) {
-                let name = header.name.to_ascii_lowercase();
-                if !name.is_empty() && name != "authorization" {
-                    carriers.push(Expr::atom(Attribute::Header(name), Matcher::Present));
-                }
-            }
-            Rule {
-                id: format!(
-                    "ns[{}]-request-authentication[{}]-not-supported",
-                    r.meta.namespace, r.meta.name
-                ),
-                expr: Expr::Or(carriers),
-            }
-        })
-        .collect()
 }
 
 struct Context<'a> {

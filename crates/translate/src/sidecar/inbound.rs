@@ -12,7 +12,7 @@ use mantlet_model::authz::AuthzFilter;
 use mantlet_model::cluster::{Balancer, Cluster, Discovery, UpstreamProtocol};
 use mantlet_model::endpoint::{Endpoint, Health};
 use mantlet_model::ext_authz::CustomStage;
-use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, Reporter, RouteSource};
+use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, JwtAuthn, Reporter, RouteSource};
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport};
 use mantlet_model::names::{
     self, ALPN_ISTIO_HTTP, ALPN_ISTIO_TCP, ALPN_PLAIN_HTTP, ClusterName, Direction, INBOUND_PORT,
@@ -28,7 +28,7 @@ use crate::protocol::Protocol;
 use crate::world::World;
 use crate::world::service::{Service, TargetPort};
 use crate::world::workload::Workload;
-use crate::{route, tls};
+use crate::{request_authentication, route, tls};
 
 /// A workload port behind one or more services.
 #[derive(Clone, Debug)]
@@ -58,6 +58,7 @@ pub fn build(
         modes: peer_authentication::effective(world, namespace, labels),
         http_custom: authz::custom(world, target, Form::Http),
         tcp_custom: authz::custom(world, target, Form::Tcp),
+        jwt: request_authentication::authentication(world, target),
         http_authz: authz::filters(world, target, Form::Http),
         tcp_authz: authz::filters(world, target, Form::Tcp),
     };
@@ -115,6 +116,7 @@ struct Builder<'a> {
     modes: Effective,
     http_custom: Vec<CustomStage>,
     tcp_custom: Vec<CustomStage>,
+    jwt: Option<JwtAuthn>,
     http_authz: Vec<AuthzFilter>,
     tcp_authz: Vec<AuthzFilter>,
 }
@@ -317,7 +319,7 @@ impl Builder<'_> {
             generate_request_id: true,
             websocket: true,
             stream_idle_timeout_ms: 0,
-            jwt: None,
+            jwt: self.jwt.clone(),
             custom: self.http_custom.clone(),
             authz: self.http_authz.clone(),
             istio_alpn: false,
