@@ -76,7 +76,7 @@ pub struct Mesh {
 ///
 /// # Errors
 /// No usable kubeconfig, or the question's own error.
-pub fn ask(question: impl AsyncFnOnce(&Mesh) -> anyhow::Result<String>) -> anyhow::Result<String> {
+pub fn ask<T>(question: impl AsyncFnOnce(&Mesh) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

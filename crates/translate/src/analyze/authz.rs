@@ -22,11 +22,11 @@ pub(super) fn selected<'a>(
     namespace: &'a str,
     selector: Option<&'a WorkloadSelector>,
 ) -> impl Iterator<Item = &'a Workload> {
-    input
-        .workloads
-        .iter()
+    let everywhere = namespace == input.root();
+    let all = input.workloads.iter().filter(move |_| everywhere);
+    let own = input.workloads_in(namespace).filter(move |_| !everywhere);
+    all.chain(own)
         .filter(|w| w.meshed)
-        .filter(move |w| namespace == input.root() || w.namespace == namespace)
         .filter(move |w| mantlet_api::selector::selects(selector, &w.labels))
 }
 

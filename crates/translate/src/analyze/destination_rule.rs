@@ -33,6 +33,12 @@ pub(super) fn run(input: &Input, out: &mut Report) {
 }
 
 fn matching<'a>(input: &'a Input, namespace: &'a str, host: &str) -> Vec<&'a Service> {
+    if !host.starts_with('*') {
+        if let Some(service) = input.world.service(host, namespace) {
+            return vec![service];
+        }
+        return Vec::new();
+    }
     input
         .world
         .visible_services(namespace)
@@ -105,12 +111,10 @@ fn unknown_host(input: &Input, resource: &Resource, host: &str, services: &[&Ser
 }
 
 /// Workloads behind a service.
-pub(super) fn behind<'a>(input: &'a Input, service: &'a Service) -> impl Iterator<Item = &'a Workload> {
-    input.workloads.iter().filter(move |w| {
-        w.namespace == service.namespace
-            && !service.selector.is_empty()
-            && mantlet_api::selector::subset(&service.selector, &w.labels)
-    })
+fn behind<'a>(input: &'a Input, service: &'a Service) -> impl Iterator<Item = &'a Workload> {
+    input
+        .workloads_in(&service.namespace)
+        .filter(move |w| !service.selector.is_empty() && mantlet_api::selector::subset(&service.selector, &w.labels))
 }
 
 fn subsets(input: &Input, resource: &Resource, rule: &DestinationRule, services: &[&Service], out: &mut Report) {

@@ -31,6 +31,20 @@ pub(super) fn selectors(input: &Input, out: &mut Report) {
         },
         out,
     );
+    for (resource, _) in &sidecars {
+        let ambient = input
+            .namespace_labels(&resource.namespace)
+            .get("istio.io/dataplane-mode")
+            .is_some_and(|mode| mode == "ambient");
+        if ambient {
+            out.add(
+                &table::INEFFECTIVE_POLICY,
+                resource,
+                "spec",
+                "The policy has no impact: Sidecar is for sidecar proxies, and this namespace is in ambient mode.",
+            );
+        }
+    }
     let mut telemetries = Vec::new();
     for (resource, spec) in input.typed::<Telemetry>() {
         let empty = spec
@@ -104,7 +118,7 @@ fn exclusive(input: &Input, all: &[(&Resource, Option<BTreeMap<String, String>>)
                 );
             }
         }
-        for workload in input.workloads.iter().filter(|w| w.namespace == namespace) {
+        for workload in input.workloads_in(namespace) {
             let selecting: Vec<&Resource> = list
                 .iter()
                 .filter(|(_, s)| s.is_some_and(|s| mantlet_api::selector::subset(s, &workload.labels)))

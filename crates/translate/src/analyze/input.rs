@@ -208,14 +208,22 @@ pub struct Input {
     /// Whether the objects are all there are (a cluster), so that what is missing is really missing.
     pub complete: bool,
     by_kind: BTreeMap<String, Vec<usize>>,
+    places: BTreeMap<Key, usize>,
+    /// Services with a selector, and the selector, by namespace.
+    selecting: BTreeMap<String, Vec<(usize, BTreeMap<String, String>)>>,
+    /// Workloads by namespace.
+    by_namespace: BTreeMap<String, Vec<usize>>,
     injectors: Vec<(Value, Value)>,
 }
+
+/// Group, kind, namespace, name.
+type Key = (String, String, String, String);
 
 impl Input {
     /// Indexes objects. Later ones replace earlier ones of the same kind, namespace and name, so that files given with a
     /// cluster stand for what it would be after applying them. `root` is the control plane's namespace.
     pub fn new(all: impl IntoIterator<Item = Resource>, root: &str, complete: bool) -> Input {
-        let mut places: BTreeMap<(String, String, String, String), usize> = BTreeMap::new();
+        let mut places: BTreeMap<Key, usize> = BTreeMap::new();
         let mut resources: Vec<Resource> = Vec::new();
         for resource in all {
             let key = (
@@ -250,8 +258,23 @@ impl Input {
             localhost_ports: BTreeMap::new(),
             complete,
             by_kind,
+            places,
+            selecting: BTreeMap::new(),
+            by_namespace: BTreeMap::new(),
         };
+        for index in input.by_kind.get("Service").into_iter().flatten() {
+            let service = &input.resources[*index];
+            let selector = strings(&service.value, "/spec/selector");
+            if service.group.is_empty() && !selector.is_empty() {
+                let list = input.selecting.entry(service.namespace.clone()).or_default();
+                list.push((*index, selector));
+            }
+        }
         input.workloads = input.find_workloads();
+        for (index, workload) in input.workloads.iter().enumerate() {
+            let list = input.by_namespace.entry(workload.namespace.clone()).or_default();
+            list.push(index);
+        }
         input.fill_world();
         input
     }
@@ -274,9 +297,23 @@ impl Input {
     }
 
     /// One object.
-    pub fn get<'a>(&'a self, group: &'a str, kind: &str, namespace: &str, name: &str) -> Option<&'a Resource> {
-        self.of(group, kind)
-            .find(|r| r.namespace == namespace && r.name == name)
+    pub fn get(&self, group: &str, kind: &str, namespace: &str, name: &str) -> Option<&Resource> {
+        let key = (
+            group.to_string(),
+            kind.to_string(),
+            namespace.to_string(),
+            name.to_string(),
+        );
+        self.places.get(&key).map(|index| &self.resources[*index])
+    }
+
+    /// Workloads of a namespace.
+    pub fn workloads_in(&self, namespace: &str) -> impl Iterator<Item = &Workload> {
+        self.by_namespace
+            .get(namespace)
+            .into_iter()
+            .flatten()
+            .map(|index| &self.workloads[*index])
     }
 
     /// The object of a workload.
@@ -292,8 +329,7 @@ impl Input {
     /// Labels of a namespace; those that every namespace has are added.
     pub fn namespace_labels(&self, name: &str) -> BTreeMap<String, String> {
         let mut labels = self
-            .of("", "Namespace")
-            .find(|n| n.name == name)
+            .get("", "Namespace", "", name)
             .map(|n| n.labels.clone())
             .unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".into(), name.to_string());
@@ -316,12 +352,12 @@ impl Input {
 
     /// Services (Kubernetes) whose selector matches a workload.
     pub fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Resource> {
-        self.of("", "Service").filter(|service| {
-            let selector = strings(&service.value, "/spec/selector");
-            service.namespace == workload.namespace
-                && !selector.is_empty()
-                && mantlet_api::selector::subset(&selector, &workload.labels)
-        })
+        self.selecting
+            .get(&workload.namespace)
+            .into_iter()
+            .flatten()
+            .filter(|(_, selector)| mantlet_api::selector::subset(selector, &workload.labels))
+            .map(|(index, _)| &self.resources[*index])
     }
 
     fn find_workloads(&self) -> Vec<Workload> {

@@ -55,7 +55,7 @@ pub(super) fn run(input: &Input, out: &mut Report) {
             continue;
         }
         let mut told: Vec<(&str, &str)> = Vec::new();
-        for workload in input.workloads.iter().filter(|w| w.meshed && w.namespace == namespace) {
+        for workload in input.workloads_in(namespace).filter(|w| w.meshed) {
             let matching: Vec<&str> = all
                 .iter()
                 .filter(|p| {

@@ -1,7 +1,7 @@
 //! Each object by itself: the rules of its kind, what translation cannot take as written, and kinds of the past.
 
 use mantlet_api::diagnostic::{Code, Severity};
-use mantlet_api::{kind, validate};
+use mantlet_api::{kind, strict, validate};
 
 use super::input::Input;
 use super::{Message, Report, table};
@@ -35,10 +35,19 @@ pub(super) fn run(input: &Input, out: &mut Report) {
     for resource in &input.resources {
         let known = kind::KINDS.iter().any(|row| row.group == resource.group);
         let is_legacy = LEGACY.iter().any(|(group, _, _)| *group == resource.group);
+        if resource.group.is_empty() && resource.kind == "Service" {
+            translation(input, resource, out);
+        }
         if !known || is_legacy {
             continue;
         }
-        let findings = validate::object(&resource.value);
+        // A file is looked at as a user wrote it; what a cluster holds has been through the API server already.
+        let mut findings = match &resource.origin {
+            Some(_) => strict::document(&resource.value),
+            None => validate::object(&resource.value),
+        };
+        // Traps have analyzers of their own, which know the workloads.
+        findings.retain(|f| !f.code.0.starts_with("MNT01"));
         let refused = findings.iter().any(|f| f.severity == Severity::Error);
         for finding in findings {
             let (message, prefix): (&'static Message, &str) = match (finding.code, finding.severity) {

@@ -158,12 +158,18 @@ messages! {
     CONFLICTING_ENTRY_PROTOCOL = "IST0177" Warning "ConflictingServiceEntryProtocol": "Two ServiceEntries declare different protocols for the same host and port.",
         "Use the same protocol in both.";
 
-    UNKNOWN_FIELD = "MNT0001" Warning "UnknownField": "A field does not exist in its kind.",
+    #[security] UNKNOWN_FIELD = "MNT0001" Error "UnknownField": "A field does not exist in its kind.",
         "The API server drops it, so the object means less than what is written: a misspelt `selector` selects everything. The message names the nearest field.";
     DECODE = "MNT0002" Error "Undecodable": "A value has the wrong type or is not one of the allowed ones.",
         "The message names the field and what is allowed there.";
     UNKNOWN_KIND = "MNT0003" Error "UnknownKind": "The kind or its version is not known.",
         "Correct apiVersion and kind; `kubectl api-resources` lists them.";
+    INVALID_NAME = "MNT0004" Error "InvalidName": "A name or namespace is not one that Kubernetes takes.",
+        "Names are lower case letters, digits and `-` (and `.` where the kind allows it). The message names the nearest good one.";
+    SYNTAX = "MNT0005" Error "Syntax": "The text is no YAML.",
+        "The message names line and column. Indentation and quotes that a web page or a word processor has changed are the usual cause; `mantlet validate --fix` repairs what is safe to repair.";
+    TYPOGRAPHIC_QUOTES = "MNT0006" Error "TypographicQuotes": "A value stands between typographic quotes, which are part of it.",
+        "Replace them by plain quotes; `mantlet validate --fix` does it.";
 
     #[security] NOT_IN_FORCE = "MNT0100" Warning "NotInForceAsWritten": "Part of an object is not translated as written.",
         "The message says what happens instead; for policies that is always the closed direction. It also stands in the object's status.";

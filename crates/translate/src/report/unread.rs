@@ -84,7 +84,7 @@ pub fn service_entry(entry: &ServiceEntry) -> Vec<String> {
 }
 
 /// Fields of a VirtualService that routing does not read, beside those that `virtual_service::problems` names.
-pub fn virtual_service(spec: &VirtualService) -> Vec<String> {
+pub(super) fn virtual_service(spec: &VirtualService) -> Vec<String> {
     let mut out = Vec::new();
     let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
     if for_mesh && !spec.tls.is_empty() {

@@ -384,7 +384,7 @@ impl World {
             self.list_host(new);
         }
         let mut effect = self.changed_outbound(Effect::of(true, namespace));
-        effect.merge(self.reconvert(namespace));
+        effect.merge(self.reconvert_service(namespace));
         effect
     }
 
@@ -494,7 +494,9 @@ impl World {
                     .map(|error| format!("cannot be read ({error}); it is ignored"))
                     .collect();
                 problems.extend(crate::report::service_entry(&config.spec));
-                self.namespace_mut(&namespace).entry_problems.insert(name.clone(), problems);
+                self.namespace_mut(&namespace)
+                    .entry_problems
+                    .insert(name.clone(), problems);
                 let services = Service::from_entry(&config.meta, &config.spec)
                     .into_iter()
                     .map(Arc::new)
