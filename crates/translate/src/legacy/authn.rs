@@ -386,6 +386,17 @@ fn peers(namespace: &str, root: bool, levels: &Levels<'_>, wanted: &[(&Service, 
     }
 }
 
+/// Whether any service has a port on which there are no tokens.
+fn any_opaque(world: &World) -> bool {
+    let names: Vec<&str> = world.namespaces().collect();
+    let mut services = names.iter().flat_map(|n| world.kubernetes_services(n));
+    services.any(|s| s.ports.iter().any(|p| is_opaque(p.protocol)))
+}
+
+fn is_opaque(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Tcp | Protocol::Tls)
+}
+
 /// The RequestAuthentications of a namespace, and the policies that require their tokens.
 fn origins(
     world: &World,
@@ -397,7 +408,7 @@ fn origins(
     out: &mut Converted,
 ) {
     // Without any exception the mesh's policy can be written once.
-    let mesh_is_alone = world.former().policies.is_empty();
+    let mesh_is_alone = world.former().policies.is_empty() && !any_opaque(world);
     let mesh = levels.mesh.filter(|_| root || !mesh_is_alone);
     let rest = levels.wide.or(mesh).filter(Level::has_origins);
     let unit = |name: &str,
@@ -408,10 +419,7 @@ fn origins(
         demand(namespace, name, selector, wanted, opaque, out);
     };
     let opaque_ports = |service: &Service| -> BTreeSet<u16> {
-        let opaque = service
-            .ports
-            .iter()
-            .filter(|p| matches!(p.protocol, Protocol::Tcp | Protocol::Tls));
+        let opaque = service.ports.iter().filter(|p| is_opaque(p.protocol));
         opaque.flat_map(|p| workload_ports(world, service, p)).collect()
     };
     if let Some(level) = rest {

@@ -8,12 +8,14 @@
 //! |---|---|
 //! | [`authn`] | Policy and MeshPolicy into PeerAuthentication, RequestAuthentication and AuthorizationPolicy |
 //! | [`rbac`] | ServiceRole, ServiceRoleBinding and their configuration into AuthorizationPolicy |
+//! | [`migrate`] | a whole world into files |
 //! | [`subject`] | a binding's subject and a role's rule into one rule of a policy |
 //!
 //! Modern objects win, workload by workload (S7.48): a PeerAuthentication over `peers`, a RequestAuthentication over `origins`, an
 //! enforced ALLOW policy over roles. The requirement of a token stays in force until the Policy is deleted.
 
 pub mod authn;
+pub mod migrate;
 pub mod rbac;
 pub mod subject;
 

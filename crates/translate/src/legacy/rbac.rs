@@ -454,12 +454,15 @@ fn one_rule(
             created: grant.created,
             namespace,
         };
-        let spec = AuthorizationPolicy {
-            selector: selected.selector,
-            rules,
-            ..AuthorizationPolicy::default()
-        };
-        out.add_authz(&meta, &name, spec, grant.dry_run);
+        // A policy holds a limited number of rules; of ALLOW policies several say the same as one.
+        for rules in rules.chunks(MAX_RULES) {
+            let spec = AuthorizationPolicy {
+                selector: selected.selector.clone(),
+                rules: rules.to_vec(),
+                ..AuthorizationPolicy::default()
+            };
+            out.add_authz(&meta, &name, spec, grant.dry_run);
+        }
     }
 }
 
@@ -568,6 +571,8 @@ fn shared(services: &[&Service], one: &Service, origin: &Origin, out: &mut Conve
     }
 }
 
+/// Most rules of one AuthorizationPolicy.
+const MAX_RULES: usize = 512;
 /// Most combinations of label values of one rule.
 const MAX_LABELS: usize = 1024;
 

@@ -161,12 +161,22 @@ impl World {
         effect
     }
 
-    /// Repeats the conversion of a namespace whose Services or pods have changed.
+    /// Repeats the conversion of a namespace whose pods have changed.
     pub(super) fn reconvert(&mut self, namespace: &str) -> Effect {
         if self.former.is_empty() {
             return Effect::NONE;
         }
         self.convert_former(namespace)
+    }
+
+    /// Repeats the conversions that a changed Service of a namespace can influence: how the mesh's origins are written depends
+    /// on the ports of all of them.
+    pub(super) fn reconvert_service(&mut self, namespace: &str) -> Effect {
+        let mesh_wide = |p: &Arc<Config<Policy>>| p.broken.is_some() || !p.spec.origins.is_empty();
+        if self.former.mesh_policies.iter().any(mesh_wide) {
+            return self.convert_all_former();
+        }
+        self.reconvert(namespace)
     }
 
     fn convert_former(&mut self, namespace: &str) -> Effect {
