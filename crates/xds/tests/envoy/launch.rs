@@ -137,6 +137,13 @@ dynamic_resources:
     grpc_services: [ {{ envoy_grpc: {{ cluster_name: xds }} }} ]
   lds_config: {{ ads: {{}}, resource_api_version: V3 }}
   cds_config: {{ ads: {{}}, resource_api_version: V3 }}
+# The flags that Istio's bootstrap sets and that change answers (S2.112).
+layered_runtime:
+  layers:
+  - name: istio
+    static_layer:
+      envoy.reloadable_features.http_reject_path_with_fragment: false
+      re2.max_program_size.error_level: 32768
 static_resources:
   clusters:
   - name: xds
