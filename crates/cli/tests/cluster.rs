@@ -63,6 +63,15 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// A rolling update from its start to its end.
+    fn roll(&self, workload: &str) {
+        let began = std::time::Instant::now();
+        self.kubectl(&["rollout", "restart", workload]);
+        self.kubectl(&["rollout", "status", workload, "--timeout=60s"]);
+        // kubectl names a restart by its second and refuses two of the same name.
+        std::thread::sleep(std::time::Duration::from_millis(1100).saturating_sub(began.elapsed()));
+    }
+
     fn apply(&self, manifest: &str) {
         let mut child = self
             .command("kubectl")
@@ -364,8 +373,7 @@ fn a_rolling_update_loses_no_request() {
         .spawn()
         .expect("python3 is needed");
     for _ in 0..3 {
-        cluster.kubectl(&["rollout", "restart", "deployment/web"]);
-        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
+        cluster.roll("deployment/web");
     }
     for (name, child) in [("ClusterIP", inside), ("LoadBalancer", outside)] {
         let output = child.wait_with_output().expect("the load ends");
@@ -415,8 +423,7 @@ fn a_rolling_update_in_the_mesh_loses_no_request() {
         .spawn()
         .expect("kubectl runs");
     for _ in 0..2 {
-        cluster.kubectl(&["rollout", "restart", "deployment/web"]);
-        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+        cluster.roll("deployment/web");
     }
     let output = load.wait_with_output().expect("the load ends");
     let result: serde_json::Value =
