@@ -16,6 +16,8 @@ use mantlet_model::listener::{ConnectionFacts, FilterChain, Filters, Listener, T
 use mantlet_model::route::{CompiledRoutes, RouteAction, RouteTable};
 use mantlet_model::snapshot::ProxySnapshot;
 
+use crate::http::jwt::{KeySets, Plan};
+
 /// Why a snapshot is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CompileError {
@@ -88,6 +90,8 @@ pub struct Chain {
     pub audits: bool,
     /// CUSTOM stages, each with its compiled rules: "denied" says that the stage applies.
     pub custom: Vec<(Engine, CustomStage)>,
+    /// Token authentication of an HTTP chain.
+    pub jwt: Option<Plan>,
     /// Inline routes of an HTTP chain.
     inline: Option<Arc<Routes>>,
 }
@@ -117,8 +121,9 @@ impl Config {
             config.routes.insert(name.clone(), routes(table.clone())?);
         }
         let mut sockets: HashMap<SocketAddr, &str> = HashMap::new();
+        let mut keys = KeySets::new();
         for (name, listener) in &snapshot.listeners {
-            let compiled = Arc::new(CompiledListener::compile(listener.clone())?);
+            let compiled = Arc::new(CompiledListener::compile(listener.clone(), &mut keys)?);
             if listener.bind_to_port {
                 if let Some(other) = sockets.insert(listener.address, name) {
                     return Err(CompileError::SameAddress(other.to_string(), name.clone()));
@@ -166,7 +171,7 @@ impl Config {
 }
 
 impl CompiledListener {
-    fn compile(model: Arc<Listener>) -> Result<Self, CompileError> {
+    fn compile(model: Arc<Listener>, keys: &mut KeySets) -> Result<Self, CompileError> {
         let mut chains: Vec<Arc<Chain>> = Vec::new();
         for chain in model.all_chains() {
             if chains.iter().any(|c| c.model.name == chain.name) {
@@ -175,7 +180,7 @@ impl CompiledListener {
                     chain: chain.name.clone(),
                 });
             }
-            chains.push(Arc::new(Chain::compile(chain.clone())?));
+            chains.push(Arc::new(Chain::compile(chain.clone(), keys)?));
         }
         Ok(CompiledListener { model, chains })
     }
@@ -189,7 +194,7 @@ impl CompiledListener {
 }
 
 impl Chain {
-    fn compile(model: FilterChain) -> Result<Self, CompileError> {
+    fn compile(model: FilterChain, keys: &mut KeySets) -> Result<Self, CompileError> {
         let (custom, filters, inline) = match &model.filters {
             Filters::Http(http) => {
                 let inline = match &http.routes {
@@ -200,7 +205,12 @@ impl Chain {
             }
             Filters::Tcp(tcp) => (&tcp.custom, &tcp.authz, None),
         };
+        let jwt = match &model.filters {
+            Filters::Http(http) => http.jwt.as_ref().and_then(|jwt| Plan::compile(jwt, keys)),
+            Filters::Tcp(_) => None,
+        };
         Ok(Chain {
+            jwt,
             engine: Engine::new(filters),
             has_authz: !filters.is_empty(),
             audits: filters.iter().any(|f| f.action == Action::Log),

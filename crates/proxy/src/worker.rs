@@ -250,6 +250,8 @@ pub struct Worker {
         reason = "cloning the Rc writes to this thread's memory only, cloning the Arc to everybody's"
     )]
     config: RefCell<Rc<Arc<Config>>>,
+    /// Verified tokens.
+    pub tokens: RefCell<crate::http::jwt::Cache>,
     /// TLS configurations.
     pub tls: RefCell<TlsCache>,
     /// Clusters.
@@ -281,6 +283,7 @@ impl Worker {
         let worker = Rc::new(Worker {
             id,
             config: RefCell::new(Rc::new(shared.config.load_full())),
+            tokens: RefCell::default(),
             tls: RefCell::default(),
             upstreams: Upstreams::default(),
             telemetry: WorkerTelemetry::new(&shared.telemetry),

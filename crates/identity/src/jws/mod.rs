@@ -15,7 +15,7 @@ mod token;
 
 pub use json::strict_json;
 pub use keys::{KeySet, KeySetError, MAX_KEY_SET, MAX_KEYS, NO_KEYS, key_set_name};
-pub use token::{MAX_TOKEN, Token};
+pub use token::{MAX_TOKEN, Token, check_time};
 
 /// Difference of clocks that is forgiven, in seconds (S3.26).
 pub const CLOCK_SKEW: u64 = 60;

@@ -182,8 +182,11 @@ impl<'t> Token<'t> {
     }
 }
 
-/// `nbf` and `exp` against the clock; also for tokens that were verified before.
-pub(super) fn check_time(not_before: u64, expires: Option<u64>, now: u64) -> Result<(), Failure> {
+/// `nbf` and `exp` against the clock (all in Unix seconds), with [`CLOCK_SKEW`]; for tokens that were verified before.
+///
+/// # Errors
+/// Too early or too late.
+pub fn check_time(not_before: u64, expires: Option<u64>, now: u64) -> Result<(), Failure> {
     if now.saturating_add(CLOCK_SKEW) < not_before {
         return Err(Failure::NotYetValid);
     }

@@ -5,6 +5,7 @@ pub mod custom;
 pub mod forward;
 pub mod framing;
 pub mod headers;
+pub mod jwt;
 pub mod reply;
 pub mod request;
 pub mod upgrade;

@@ -20,7 +20,7 @@ use mantlet_model::route::{Redirect, Route, RouteAction, RouteRequest, VirtualHo
 use super::body::{Progress, RequestBody, ResponseBody};
 use super::framing::{SharedFollower, follow};
 use super::reply::{self, Reply};
-use super::{custom, forward, headers};
+use super::{custom, forward, headers, jwt};
 use crate::connection::{Chosen, Downstream};
 use crate::ext_authz::{self, Change};
 use crate::path;
@@ -44,6 +44,8 @@ pub struct Exchange {
     pub grpc: bool,
     /// The client's side of a protocol switch, if it asked for one.
     pub upgrade: Option<OnUpgrade>,
+    /// The verified token whose claims count.
+    pub token: Option<Rc<jwt::Verified>>,
     /// Changes that external authorizers want in the response, whoever makes it.
     pub to_client: Vec<Change>,
 }
@@ -98,6 +100,7 @@ pub async fn handle(
         remote: IpAddr::from([0, 0, 0, 0]),
         grpc,
         upgrade,
+        token: None,
         to_client: Vec::new(),
     };
     let Some(manager) = chosen.chain.http() else {
@@ -162,8 +165,13 @@ async fn steps(
         return reply::respond(reply, exchange.grpc, &manager.server_name, account);
     }
     // JWT before authorization, since its claims are attributes there.
-    if let Err(reply) = authenticate(manager) {
-        return reply::respond(reply, exchange.grpc, &manager.server_name, account);
+    if let Err(reply) = authenticate(exchange) {
+        let challenge = challenge(exchange);
+        let mut response = reply::respond(reply, exchange.grpc, &manager.server_name, account);
+        if let Ok(challenge) = challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        return response;
     }
     if let Err(reply) = authorize(exchange, &mut account) {
         return reply::respond(reply, exchange.grpc, &manager.server_name, account);
@@ -301,24 +309,21 @@ fn forwarding(exchange: &mut Exchange, manager: &HttpManager) {
     let source = exchange.downstream.facts.source.ip();
     let fields = &mut exchange.parts.headers;
     headers::forward_client_cert(fields, manager, &exchange.downstream);
-    let listed: Vec<IpAddr> = fields
+    let listed: Vec<Option<IpAddr>> = fields
         .get_all(headers::XFF)
         .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .map(|v| v.trim().parse().unwrap_or(IpAddr::from([0, 0, 0, 0])))
+        .flat_map(|v| v.as_bytes().split(|b| *b == b','))
+        .map(|v| std::str::from_utf8(v.trim_ascii()).ok()?.parse().ok())
         .collect();
     let hops = manager.trusted_hops as usize;
-    // The address that the trusted hops vouch for, counted from the right (S6.72); an element that is no address
-    // counts as an unknown client, never as a neighbour of it.
-    exchange.remote = if manager.use_remote_address {
-        match hops {
-            0 => source,
-            n => listed.len().checked_sub(n).map_or(source, |at| listed[at]),
-        }
-    } else {
-        listed.len().checked_sub(hops + 1).map_or(source, |at| listed[at])
-    };
+    // The address that the trusted hops vouch for, counted from the right (S6.72). Where nobody vouches for an address,
+    // because the list is too short or the element is none, the client is the peer; never a neighbour in the list.
+    let from_right = if manager.use_remote_address { hops } else { hops + 1 };
+    let vouched = listed
+        .len()
+        .checked_sub(from_right)
+        .and_then(|at| listed.get(at).copied());
+    exchange.remote = vouched.flatten().unwrap_or(source);
     if manager.use_remote_address {
         let value = match fields.get(headers::XFF).and_then(|v| v.to_str().ok()) {
             Some(earlier) => format!("{earlier},{source}"),
@@ -341,18 +346,73 @@ fn forwarding(exchange: &mut Exchange, manager: &HttpManager) {
     }
 }
 
-/// RequestAuthentication is not part of this data plane yet; a chain that asks for it denies every request, since a
-/// token that nobody checks must not pass.
-fn authenticate(manager: &HttpManager) -> Result<(), Reply> {
-    match &manager.jwt {
-        None => Ok(()),
-        Some(_) => Err(Reply::new(
-            StatusCode::UNAUTHORIZED,
-            "Jwt verification fails",
-            "jwt_authn_access_denied{Jwt_verification_fails}",
-            flags::NONE,
-        )),
+/// Verifies the tokens of a request, if its chain knows any issuer (RequestAuthentication).
+fn authenticate(exchange: &mut Exchange) -> Result<(), Reply> {
+    let chosen = exchange.chosen.clone();
+    let Some(plan) = &chosen.chain.jwt else {
+        return Ok(());
+    };
+    plan.strip(&mut exchange.parts.headers);
+    let worker = exchange.downstream.worker.clone();
+    if jwt::is_preflight(&exchange.parts) {
+        worker.telemetry.http_preflight();
+        return Ok(());
     }
+    // A clock before 1970 is no clock: then every token with a start is too early.
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
+    let outcome = plan.evaluate(&exchange.parts, now, &mut worker.tokens.borrow_mut());
+    worker.telemetry.http_authentication(outcome.is_ok());
+    match outcome {
+        Ok(None) => Ok(()),
+        Ok(Some(accepted)) => {
+            let parts = &mut exchange.parts;
+            for name in &accepted.spent_headers {
+                parts.headers.remove(name);
+            }
+            for name in &accepted.spent_parameters {
+                jwt::remove_parameter(&mut parts.uri, name);
+            }
+            for (name, value) in accepted.tokens.iter().flat_map(|t| &t.headers) {
+                parts.headers.append(name, value.clone());
+            }
+            // S3.49: the last one counts.
+            exchange.token = accepted.tokens.last().cloned();
+            Ok(())
+        }
+        Err(refused) => {
+            if let Some(held) = &refused.unknown_key {
+                worker.shared.unknown_keys.report(held);
+            }
+            let text = refused.failure.text();
+            let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
+            let status = StatusCode::from_u16(refused.failure.status()).unwrap_or(StatusCode::UNAUTHORIZED);
+            Err(Reply::new(status, text, details, flags::NONE))
+        }
+    }
+}
+
+/// `www-authenticate` of a refused token (S3.21).
+fn challenge(exchange: &Exchange) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+    const MAX_PATH: usize = 256;
+    let parts = &exchange.parts;
+    let scheme = match parts.headers.get(headers::XFP).map(HeaderValue::as_bytes) {
+        Some(b"https") => "https",
+        Some(b"http") => "http",
+        _ if exchange.downstream.tls.is_some() => "https",
+        _ => "http",
+    };
+    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).as_bytes();
+    let target = parts
+        .headers
+        .get("x-envoy-original-path")
+        .map_or(target, HeaderValue::as_bytes);
+    let mut value = format!("Bearer realm=\"{scheme}://").into_bytes();
+    value.extend_from_slice(exchange.authority.as_bytes());
+    value.extend_from_slice(&target[..target.len().min(MAX_PATH)]);
+    value.extend_from_slice(b"\", error=\"invalid_token\"");
+    HeaderValue::from_bytes(&value)
 }
 
 fn authorize(exchange: &Exchange, account: &mut Account) -> Result<(), Reply> {
@@ -400,6 +460,7 @@ pub struct View<'a> {
     parts: &'a Parts,
     authority: &'a str,
     path: &'a str,
+    claims: Option<&'a serde_json::Value>,
 }
 
 impl<'a> View<'a> {
@@ -409,6 +470,7 @@ impl<'a> View<'a> {
             parts: &exchange.parts,
             authority: exchange.authority.to_str().unwrap_or_default(),
             path: exchange.parts.uri.path(),
+            claims: exchange.token.as_ref().map(|token| &token.claims),
         }
     }
 }
@@ -435,7 +497,7 @@ impl HttpView for View<'_> {
     }
 
     fn claims(&self) -> Option<&serde_json::Value> {
-        None
+        self.claims
     }
 }
 
@@ -450,6 +512,10 @@ impl RouteRequest for View<'_> {
 
     fn query(&self) -> Option<&str> {
         self.parts.uri.query()
+    }
+
+    fn claims(&self) -> Option<&serde_json::Value> {
+        self.claims
     }
 
     fn header(&self, name: &str) -> Vec<&str> {

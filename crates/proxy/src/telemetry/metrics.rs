@@ -48,6 +48,8 @@ pub struct Families {
     pub http_rbac: (CounterFamily, CounterFamily),
     /// Decisions about connections: allowed, denied.
     pub tcp_rbac: (CounterFamily, CounterFamily),
+    /// Token authentication of requests: allowed, denied, CORS preflights that it let pass.
+    pub http_jwt: [CounterFamily; 3],
     /// What dry-run policies would have decided about requests (S2.133): allow, deny; each allowed, denied.
     pub http_trial: [CounterFamily; 4],
     /// The same for connections.
@@ -88,6 +90,23 @@ impl Families {
                 counter("envoy_tcp_rbac_allowed", "Connections that authorization allowed.", &[]),
                 counter("envoy_tcp_rbac_denied", "Connections that authorization denied.", &[]),
             ),
+            http_jwt: [
+                counter(
+                    "envoy_http_jwt_authn_allowed",
+                    "Requests whose tokens, if any, are good.",
+                    &[],
+                ),
+                counter(
+                    "envoy_http_jwt_authn_denied",
+                    "Requests with a token that is refused.",
+                    &[],
+                ),
+                counter(
+                    "envoy_http_jwt_authn_cors_preflight_bypassed",
+                    "CORS preflights, whose tokens are not looked at.",
+                    &[],
+                ),
+            ],
             http_trial: trial(registry, "http"),
             tcp_trial: trial(registry, "tcp"),
             http_ext_authz: ext_authz(registry, "http"),

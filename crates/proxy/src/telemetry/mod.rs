@@ -4,6 +4,7 @@
 //! a series is new, a request was denied, or a batch of log lines is handed over.
 
 pub mod access_log;
+pub mod denials;
 pub mod exchange;
 pub mod flags;
 pub mod format;
@@ -11,21 +12,18 @@ pub mod metrics;
 pub mod record;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 use mantlet_model::authz::{Decision, Verdict};
 use mantlet_model::query::Denial;
 use mantlet_runtime::{Counter, CounterFamily, Registry};
 
 use crate::connection::Downstream;
-use crate::http::request::Exchange;
+use crate::http::request::{Exchange, View};
+use crate::tcp;
 use access_log::{LogBuffer, LogWriter};
+use denials::Denials;
 use exchange::PeerLabels;
 use metrics::{Families, Interner, SeriesTable};
-
-/// Denials that are remembered for `mantlet authz why`.
-const MAX_DENIALS: usize = 256;
 
 /// Shared telemetry.
 pub struct Telemetry {
@@ -39,7 +37,7 @@ pub struct Telemetry {
     pub local_metadata: Option<(http::HeaderValue, http::HeaderValue)>,
     /// Writer of access logs.
     pub log: LogWriter,
-    denials: Mutex<VecDeque<Denial>>,
+    denials: Denials,
 }
 
 impl Telemetry {
@@ -47,32 +45,33 @@ impl Telemetry {
     pub fn new(registry: Registry, local: PeerLabels, node_id: &str) -> Self {
         Telemetry {
             families: Families::new(&registry),
+            denials: Denials::new(&registry),
             local_metadata: exchange::encode(&local, node_id),
             local,
             registry,
             log: LogWriter::start(),
-            denials: Mutex::default(),
         }
     }
 
     /// Denials, newest last.
     pub fn denials(&self) -> Vec<Denial> {
-        let all = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().cloned().collect()
-    }
-
-    fn remember(&self, denial: Denial) {
-        let mut all = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX_DENIALS {
-            all.pop_front();
-        }
-        all.push_back(denial);
+        self.denials.all()
     }
 
     /// Remembers a denied request.
     pub fn denied_request(&self, exchange: &Exchange, details: &str) {
         let downstream = &exchange.downstream;
-        self.remember(Denial {
+        let nearest = missed(details)
+            .then(|| {
+                let chain = &exchange.chosen.chain;
+                let mut connection = tcp::authz_view(downstream);
+                connection.remote = exchange.remote;
+                let filters = chain.http().map_or(&[][..], |http| &http.authz);
+                let view = View::of(exchange);
+                self.denials.nearest(&chain.engine, filters, &connection, Some(&view))
+            })
+            .flatten();
+        self.denials.remember(Denial {
             time: now(),
             source_principal: principal(downstream),
             source: downstream.facts.source.ip().to_string(),
@@ -81,13 +80,21 @@ impl Telemetry {
             path: bounded(exchange.parts.uri.path()),
             host: bounded(exchange.authority.to_str().unwrap_or_default()),
             details: details.to_string(),
-            nearest: None,
+            nearest,
         });
     }
 
     /// Remembers a denied connection.
     pub fn denied_connection(&self, downstream: &Downstream, details: &str) {
-        self.remember(Denial {
+        let nearest = missed(details)
+            .then(|| {
+                let chosen = downstream.chosen()?;
+                let filters = chosen.chain.tcp().map_or(&[][..], |tcp| &tcp.authz);
+                let connection = tcp::authz_view(downstream);
+                self.denials.nearest(&chosen.chain.engine, filters, &connection, None)
+            })
+            .flatten();
+        self.denials.remember(Denial {
             time: now(),
             source_principal: principal(downstream),
             source: downstream.facts.source.ip().to_string(),
@@ -96,9 +103,14 @@ impl Telemetry {
             path: String::new(),
             host: String::new(),
             details: details.to_string(),
-            nearest: None,
+            nearest,
         });
     }
+}
+
+/// Whether no rule decided: then one came closest.
+fn missed(details: &str) -> bool {
+    details == "rbac_access_denied_matched_policy[none]"
 }
 
 fn principal(downstream: &Downstream) -> Option<String> {
@@ -128,6 +140,7 @@ pub struct WorkerTelemetry {
     http_denied: Counter,
     tcp_allowed: Counter,
     tcp_denied: Counter,
+    http_jwt: [Counter; 3],
     http_trial: [Counter; 4],
     tcp_trial: [Counter; 4],
     /// Answers of external authorizers about requests.
@@ -177,6 +190,7 @@ impl WorkerTelemetry {
             http_denied: http.1.with(&[]),
             tcp_allowed: tcp.0.with(&[]),
             tcp_denied: tcp.1.with(&[]),
+            http_jwt: shared.families.http_jwt.each_ref().map(|f| f.with(&[])),
             http_trial: shared.families.http_trial.each_ref().map(|f| f.with(&[])),
             tcp_trial: shared.families.tcp_trial.each_ref().map(|f| f.with(&[])),
             ext_authz: ExtAuthzCounters::new(&shared.families.http_ext_authz),
@@ -187,6 +201,16 @@ impl WorkerTelemetry {
     /// Counts an authorization decision about a request.
     pub fn http_decision(&self, allowed: bool) {
         if allowed { &self.http_allowed } else { &self.http_denied }.inc();
+    }
+
+    /// Counts a decision about the tokens of a request.
+    pub fn http_authentication(&self, allowed: bool) {
+        self.http_jwt[usize::from(!allowed)].inc();
+    }
+
+    /// Counts a CORS preflight, whose tokens are not looked at.
+    pub fn http_preflight(&self) {
+        self.http_jwt[2].inc();
     }
 
     /// Counts what dry-run policies would have decided about a request (S2.134).
