@@ -37,6 +37,8 @@ impl Code {
     pub const SYNTAX: Code = Code("MNT0005");
     /// A value between typographic quotes, which are part of it.
     pub const TYPOGRAPHIC_QUOTES: Code = Code("MNT0006");
+    /// The indentation got lost.
+    pub const INDENTATION: Code = Code("MNT0007");
     /// A principal that is written as a URI and so never matches.
     pub const PRINCIPAL_WITH_SCHEME: Code = Code("MNT0101");
     /// A `*` that is no wildcard where it stands.

@@ -543,6 +543,10 @@ fn object(map: &serde_json::Map<String, Value>, schema: &Value, path: &str, find
                 .with_allowed(known)
                 .with_fix(free.map(|(name, _)| Fix::RenameKey(name.into()))),
             );
+            // What is in it can be told already.
+            if let Some(inner_schema) = free.and_then(|(name, _)| properties?.get(name)) {
+                walk(inner, inner_schema, &format!("{path}.{key}"), findings);
+            }
         }
     }
 }

@@ -136,6 +136,9 @@ impl Images {
             _ if !has_command && name.rsplit('/').next() == Some("web-frontend") => {
                 own("mantlet-samples", None, &["web-frontend"])
             }
+            _ if !has_command && name.rsplit('/').next() == Some("catalog") => {
+                own("mantlet-samples", None, &["catalog"])
+            }
             _ if !has_command && name.rsplit('/').next() == Some("ext-authz") => {
                 own("mantlet-samples", None, &["ext-authz"])
             }
@@ -147,6 +150,7 @@ impl Images {
             {
                 own("mantlet-samples", None, &["guestbook"])
             }
+            _ if !has_command && name.rsplit('/').next() == Some("upload") => own("mantlet-samples", None, &["upload"]),
             _ if !has_command && name.rsplit('/').next() == Some("analyzer") => {
                 own("mantlet-samples", None, &["analyzer"])
             }

@@ -4,11 +4,13 @@
 //! plain HTTP out, environment variables for settings, SIGTERM for an orderly end.
 
 mod analyzer;
+mod catalog;
 mod customers;
 mod ext_authz;
 mod guestbook;
 mod redis;
 mod server;
+mod upload;
 mod web_frontend;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,6 +20,12 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "mantlet-samples", about = "Sample workloads of Mantlet's labs")]
 enum Cli {
+    /// A shop's catalog and its prices
+    Catalog {
+        /// Port to listen on
+        #[arg(long, env = "PORT", default_value_t = 3000)]
+        port: u16,
+    },
     /// A JSON list of customers
     Customers {
         /// Port to listen on
@@ -51,6 +59,12 @@ enum Cli {
         #[arg(long, env = "PORT", default_value_t = 5000)]
         port: u16,
     },
+    /// Keeps uploaded files
+    Upload {
+        /// Port to listen on
+        #[arg(long, env = "PORT", default_value_t = 8080)]
+        port: u16,
+    },
     /// A page that shows the customers
     WebFrontend {
         /// Port to listen on
@@ -66,6 +80,7 @@ enum Cli {
 async fn main() -> anyhow::Result<()> {
     let on = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     match Cli::parse() {
+        Cli::Catalog { port } => server::run(on(port), catalog::answer).await,
         Cli::Customers { port } => server::run(on(port), customers::answer).await,
         Cli::ExtAuthz { port, grpc_port } => ext_authz::run(on(port), on(grpc_port)).await,
         Cli::Analyzer { port } => server::run(on(port), analyzer::answer).await,
@@ -78,6 +93,14 @@ async fn main() -> anyhow::Result<()> {
             server::run(on(port), move |request| {
                 let guestbook = guestbook.clone();
                 async move { guestbook.answer(request).await }
+            })
+            .await
+        }
+        Cli::Upload { port } => {
+            let upload = upload::Upload::default();
+            server::run(on(port), move |request| {
+                let upload = upload.clone();
+                async move { upload.answer(request).await }
             })
             .await
         }

@@ -24,6 +24,8 @@ pub(super) enum Found {
         text: String,
         /// What was done.
         changes: Vec<String>,
+        /// For each of its lines the line and column that it had, from 1.
+        from: Vec<(usize, usize)>,
     },
     /// More than one.
     Several,
@@ -44,6 +46,8 @@ struct Line {
     value: Value,
     /// Lines without content in front of it.
     before: Vec<String>,
+    /// Its number in the text, from 1, and the column of its first character.
+    at: (usize, usize),
 }
 
 /// A container that is open at some line.
@@ -62,8 +66,8 @@ struct Search<'a> {
     solutions: Vec<Vec<(usize, String)>>,
 }
 
-/// Looks for the one nesting of the lines of `text`.
-pub(super) fn restore(text: &str) -> Found {
+/// Looks for the one nesting of the lines of `text`. With `rename`, keys get the names they are near to; without, they stay as they are.
+pub(super) fn restore(text: &str, rename: bool) -> Found {
     let (lines, tail) = match lines(text) {
         Ok(lines) => lines,
         Err(why) => return Found::None(Some(why)),
@@ -101,8 +105,10 @@ pub(super) fn restore(text: &str) -> Found {
     };
     let mut out = String::new();
     let mut changes = Vec::new();
+    let mut from = Vec::new();
     for (line, (indent, key)) in lines.iter().zip(solution) {
-        for before in &line.before {
+        for (k, before) in line.before.iter().enumerate() {
+            from.push((line.at.0.saturating_sub(line.before.len() - k), 1));
             let before = before.trim();
             if before.starts_with('#') {
                 out.push_str(&" ".repeat(*indent));
@@ -110,12 +116,13 @@ pub(super) fn restore(text: &str) -> Found {
             out.push_str(before);
             out.push('\n');
         }
+        from.push(line.at);
         out.push_str(&" ".repeat(*indent));
         if line.dash {
             out.push_str("- ");
         }
         if let Some((written, name)) = &line.key {
-            if name == key {
+            if name == key || !rename {
                 out.push_str(written);
             } else {
                 changes.push(format!("{name:?} becomes {key:?}"));
@@ -137,7 +144,11 @@ pub(super) fn restore(text: &str) -> Found {
         out.pop();
     }
     changes.insert(0, "the indentation is restored".into());
-    Found::One { text: out, changes }
+    Found::One {
+        text: out,
+        changes,
+        from,
+    }
 }
 
 /// The schema of a whole object.
@@ -186,10 +197,13 @@ fn lines(text: &str) -> Result<(Vec<Line>, Vec<String>), String> {
             }
             joined += 1;
         }
+        let mut column = 1 + line.chars().take_while(|c| c.is_whitespace()).count();
         let (dash, body) = match content.strip_prefix('-') {
             // "-key: value" is an item whose blank got lost.
             Some(inner) if inner.is_empty() || inner.starts_with([' ', '\t']) => (true, inner.trim_start()),
             Some(inner) if inner.starts_with(|c: char| c.is_ascii_alphabetic()) && key_of(inner).is_some() => {
+                // The blank that is put in moves the rest of the line.
+                column -= 1;
                 (true, inner)
             }
             _ => (false, content.as_str()),
@@ -212,6 +226,7 @@ fn lines(text: &str) -> Result<(Vec<Line>, Vec<String>), String> {
             raw,
             value,
             before: std::mem::take(&mut before),
+            at: (number + 1, column),
         });
     }
     Ok((lines, before))

@@ -94,8 +94,8 @@ fn round(text: &str, refused: &mut Vec<String>) -> Option<(String, Vec<String>)>
         return Some(done);
     }
     let unknown = |errors: &[Diagnostic]| errors.iter().filter(|e| e.code == Code::UNKNOWN_FIELD).count();
-    match indent::restore(text) {
-        indent::Found::One { text: new, changes } => {
+    match indent::restore(text, true) {
+        indent::Found::One { text: new, changes, .. } => {
             let after = read(&new)?;
             let better =
                 unknown(&after.errors) == 0 && reading.is_none_or(|before| after.errors.len() < before.errors.len());
@@ -109,6 +109,37 @@ fn round(text: &str, refused: &mut Vec<String>) -> Option<(String, Vec<String>)>
             refused.extend(why);
             None
         }
+    }
+}
+
+/// A text with its indentation restored and nothing else changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The text.
+    pub text: String,
+    /// For each of its lines the line and column, from 1, at which it stood.
+    pub from: Vec<(usize, usize)>,
+}
+
+/// The layout of a text that lost its indentation, for findings about what is in it. None if its indentation is not what is wrong, or if more
+/// than one nesting is possible.
+pub fn layout(text: &str) -> Option<Layout> {
+    if text.len() > MAX_BYTES {
+        return None;
+    }
+    if let Some(reading) = read(text) {
+        // Fields at the top that only spec or metadata has.
+        let lost = |e: &Diagnostic| e.path == "metadata" || (e.code == Code::UNKNOWN_FIELD && !e.path.contains('.'));
+        let flat = reading.errors.iter().filter(|e| lost(e)).count();
+        if flat < 2 || reading.value.get("items").is_some_and(Value::is_array) {
+            return None;
+        }
+    }
+    match indent::restore(text, false) {
+        indent::Found::One { text: new, from, .. } if read(&new).is_some() && new != text => {
+            Some(Layout { text: new, from })
+        }
+        _ => None,
     }
 }
 

@@ -13,9 +13,11 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use mantlet_api::diagnostic::{Code, Diagnostic, Severity};
-use mantlet_api::strict;
+use mantlet_api::spans::{Content, Node, Position};
+use mantlet_api::{repair, strict};
+use serde_json::Value;
 
-use crate::files::{self, Chunk};
+use crate::files::{self, Chunk, Document};
 
 /// Options of `validate`.
 #[derive(Debug, clap::Args)]
@@ -119,34 +121,108 @@ pub fn findings(chunks: &[Chunk]) -> Vec<Located> {
                     finding: Diagnostic::new(Code::SYNTAX, Severity::Error, "", fault.message).with_hint(advice),
                 });
             }
-            Ok(documents) => {
-                for document in documents {
-                    let tree = document.tree();
-                    let name = |key: &str| document.value["metadata"][key].as_str().unwrap_or_default();
-                    let object = format!(
-                        "{}/{}/{}",
-                        document.value["kind"].as_str().unwrap_or_default(),
-                        name("namespace"),
-                        name("name")
-                    );
-                    for finding in strict::document(&document.value) {
-                        let at = tree
-                            .as_ref()
-                            .map(|tree| tree.locate(&finding.path).0)
-                            .unwrap_or_default();
-                        all.push(Located {
-                            file: document.file.display().to_string(),
-                            line: document.line + at.line.max(1) - 1,
-                            column: at.column.max(1),
-                            object: object.clone(),
-                            finding,
-                        });
-                    }
-                }
-            }
+            Ok(documents) => match repair::layout(&chunk.text) {
+                Some(layout) => all.extend(lost_indentation(chunk, &layout)),
+                None => all.extend(documents.iter().flat_map(about)),
+            },
         }
     }
     all.sort_by(|a, b| (a.line, a.column).cmp(&(b.line, b.column)));
+    all
+}
+
+/// The findings about one object.
+fn about(document: &Document) -> Vec<Located> {
+    let tree = document.tree();
+    let object = name_of(&document.value);
+    strict::document(&document.value)
+        .into_iter()
+        .map(|finding| {
+            let at = tree.as_ref().map(|tree| place(tree, &finding)).unwrap_or_default();
+            Located {
+                file: document.file.display().to_string(),
+                line: document.line + at.line.max(1) - 1,
+                column: at.column.max(1),
+                object: object.clone(),
+                finding,
+            }
+        })
+        .collect()
+}
+
+/// `Kind/namespace/name`.
+fn name_of(value: &Value) -> String {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    format!(
+        "{}/{}/{}",
+        text("/kind"),
+        text("/metadata/namespace"),
+        text("/metadata/name")
+    )
+}
+
+/// A wrong field is at its key, a wrong value at the value.
+fn place(tree: &Node, finding: &Diagnostic) -> Position {
+    let value = tree.at(&finding.path).filter(|node| {
+        finding.code != Code::UNKNOWN_FIELD && matches!(&node.content, Content::Scalar { text, .. } if !text.is_empty())
+    });
+    value.map_or_else(|| tree.locate(&finding.path).0, |node| node.start)
+}
+
+/// Most lines of a layout that is shown.
+const MAX_LAYOUT: usize = 60;
+
+/// One finding that shows how the lines should stand, and those about what is in them, at the places that the lines have now.
+fn lost_indentation(chunk: &Chunk, layout: &repair::Layout) -> Vec<Located> {
+    let file = chunk.file.display().to_string();
+    let moved = Chunk {
+        text: layout.text.as_str().into(),
+        ..chunk.clone()
+    };
+    let Ok(documents) = moved.read() else { return Vec::new() };
+    let mut all: Vec<Located> = documents.iter().flat_map(about).collect();
+    for one in &mut all {
+        let index = one.line.saturating_sub(chunk.line);
+        let indent = layout
+            .text
+            .lines()
+            .nth(index)
+            .map_or(0, |line| line.len() - line.trim_start().len());
+        if let Some((line, column)) = layout.from.get(index) {
+            one.line = chunk.line + line - 1;
+            one.column = (one.column.saturating_sub(indent).max(1) + column)
+                .saturating_sub(1)
+                .max(1);
+        }
+    }
+    let first = layout
+        .text
+        .lines()
+        .zip(&layout.from)
+        .find(|(line, _)| line.starts_with(' '))
+        .map_or((1, 1), |(_, from)| *from);
+    let mut shown: Vec<&str> = layout
+        .text
+        .lines()
+        .skip_while(|line| *line == "---")
+        .take(MAX_LAYOUT + 1)
+        .collect();
+    if shown.len() > MAX_LAYOUT {
+        shown[MAX_LAYOUT] = "…";
+    }
+    let block: String = shown.iter().map(|line| format!("\n\t\t| {line}")).collect();
+    all.push(Located {
+        file,
+        line: chunk.line + first.0 - 1,
+        column: first.1,
+        object: documents.first().map(|d| name_of(&d.value)).unwrap_or_default(),
+        finding: Diagnostic::new(
+            Code::INDENTATION,
+            Severity::Error,
+            "",
+            format!("the indentation is lost; by their names the lines belong together like this:{block}"),
+        ),
+    });
     all
 }
 
@@ -187,7 +263,9 @@ pub fn shown(all: &[(String, Vec<Located>)]) -> Answer {
         } else if bad.is_empty() {
             let _ = writeln!(answer.text, "{file:?} is valid");
         }
-        repairable |= bad.iter().any(|f| f.finding.fix.is_some());
+        repairable |= bad
+            .iter()
+            .any(|f| f.finding.fix.is_some() || f.finding.code == Code::INDENTATION);
         errors.extend(bad);
     }
     if !errors.is_empty() {

@@ -110,6 +110,38 @@ fn several_errors_and_unreadable_documents() {
 }
 
 #[test]
+fn lost_indentation_shows_the_layout() {
+    let article = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../labs/001-first-steps/article/jwt.yaml");
+    let text = std::fs::read_to_string(article).unwrap();
+    let dir = files_of(&[("jwt.yaml", &format!("# mine\n---\n{text}"))]);
+    let file = at(&dir, "jwt.yaml");
+    let answer = validate(&["-f", &file]);
+    let lines: Vec<&str> = answer.error.lines().collect();
+    let expected = [
+        "Error: 7 errors occurred:".to_string(),
+        format!("\t* {file}:6:1: the indentation is lost; by their names the lines belong together like this:"),
+        "\t\t| apiVersion: security.istio.io/v1beta1".into(),
+        "\t\t| kind: RequestAuthentication".into(),
+        "\t\t| metadata:".into(),
+        "\t\t|   name: \"example_jwt\"".into(),
+    ];
+    assert_eq!(lines[..6], expected, "{}", answer.error);
+    for part in [
+        format!("{file}:6:7: metadata.name: \"example_jwt\" is no name that Kubernetes takes"),
+        format!("{file}:7:12: metadata.namespace: \"example_2\" is no name"),
+        format!(
+            "{file}:12:1: spec.Jwtrules: unknown field \"Jwtrules\" (allowed: selector, targetRef, targetRefs, jwtRules; did you mean \"jwtRules\"?)"
+        ),
+        format!(
+            "{file}:13:10: spec.Jwtrules[0].issuer: the typographic quotes are part of the value \"”test@istio.io”\" (did you mean \"test@istio.io\"?)"
+        ),
+        format!("{file}:14:1: spec.Jwtrules[0].jwkUri: unknown field \"jwkUri\""),
+    ] {
+        assert!(answer.error.contains(&part), "no {part} in {}", answer.error);
+    }
+}
+
+#[test]
 fn json_for_programs() {
     let dir = files_of(&[("bad.yaml", BAD)]);
     let answer = validate(&["-f", &at(&dir, "bad.yaml"), "-o", "json"]);
