@@ -242,13 +242,13 @@ impl Test {
 }
 
 pub(super) fn address(which: Address, connection: &Connection<'_>) -> IpAddr {
-    let ip = match which {
-        Address::Source => connection.source,
+    // A dual-stack socket shows IPv4 peers as mapped addresses; policies name the IPv4 one. An address out of a header is
+    // taken as written, as Envoy does: `::ffff:10.0.0.1` is in no IPv4 range.
+    match which {
+        Address::Source => connection.source.to_canonical(),
         Address::Remote => connection.remote,
-        Address::Destination => connection.destination.ip(),
-    };
-    // A dual-stack socket shows IPv4 peers as mapped addresses; policies name the IPv4 one.
-    ip.to_canonical()
+        Address::Destination => connection.destination.ip().to_canonical(),
+    }
 }
 
 /// The trust domain of an identity: what is between the scheme and the first slash.
