@@ -15,6 +15,7 @@ mod files;
 mod inspect;
 mod install;
 mod lab;
+mod migrate;
 mod validate;
 mod world;
 
@@ -63,6 +64,8 @@ enum Command {
     /// Ask what authorization policies mean: explain, check, why, test
     #[command(visible_alias = "az")]
     Authz(authz::Args),
+    /// Write objects of Istio's former security kinds as modern ones
+    Migrate(migrate::Args),
     /// Commands that Istio calls experimental
     #[command(visible_alias = "x", visible_alias = "exp")]
     Experimental {
@@ -94,6 +97,15 @@ impl From<String> for Printed {
 
 impl From<authz::Outcome> for Printed {
     fn from(outcome: authz::Outcome) -> Printed {
+        Printed {
+            text: outcome.text,
+            code: outcome.code,
+        }
+    }
+}
+
+impl From<migrate::Outcome> for Printed {
+    fn from(outcome: migrate::Outcome) -> Printed {
         Printed {
             text: outcome.text,
             code: outcome.code,
@@ -174,6 +186,7 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
                 code: answer.code,
             })
         }
+        Command::Migrate(args) => install::block_on(migrate::run(&args)).map(Printed::from),
         Command::Version(args) => install::block_on(install::run_version(&args)).map(Printed::from),
         Command::ProxyStatus(args) => {
             inspect::ask(async |mesh| inspect::proxy_status::run(&mesh.client, &args).await).map(Printed::from)

@@ -35,6 +35,8 @@ pub enum Command {
     Why(why::Args),
     /// Run table tests of policies
     Test(test::Args),
+    /// Write RBAC objects of Istio 1.3 and before as AuthorizationPolicies (see also `mantlet migrate`)
+    Convert(crate::migrate::ConvertArgs),
 }
 
 /// What a command leaves: a text for stdout and an exit code.
@@ -62,6 +64,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Command::Explain(args) => explain::run(args),
         Command::Why(args) => crate::inspect::ask(async |mesh| why::run(mesh, args).await).map(Outcome::from),
         Command::Test(args) => test::run(args),
+        Command::Convert(args) => {
+            let outcome = crate::install::block_on(crate::migrate::convert(args))?;
+            Ok(Outcome {
+                text: outcome.text,
+                code: outcome.code,
+            })
+        }
     }
 }
 
