@@ -204,6 +204,32 @@ async fn authorization_denies_with_istios_answers() {
     assert_eq!(denials[0].path, "/closed");
     assert_eq!(denials[0].details, "rbac_access_denied_matched_policy[none]");
     assert!(mesh.server.metrics().contains("envoy_http_rbac_denied 3"));
+    // What the nearest rule missed by is for operators only.
+    let near = |index: usize| denials[index].nearest.as_ref().expect("a near miss");
+    assert_eq!(near(0).failed, ["the path is \"/closed\"; paths wants \"/open*\""]);
+    assert!(
+        near(1).failed[0].starts_with("the client has no identity (plaintext); principals wants"),
+        "{:?}",
+        near(1).failed
+    );
+    let rule = near(0).rule.as_str();
+    for answer in [&closed, &plain, &grpc] {
+        for secret in [rule, "nearest", "policy[", "wants", "x-mantlet"] {
+            assert!(
+                !answer.headers.contains(secret) && !answer.body.contains(secret),
+                "{secret} in {}{}",
+                answer.headers,
+                answer.body
+            );
+        }
+    }
+    assert!(
+        mesh.server
+            .metrics()
+            .contains(r#"mantlet_authz_decisions_total{action="ALLOW",policy="none",rule="none",outcome="denied"} 3"#),
+        "{}",
+        mesh.server.metrics()
+    );
 }
 
 #[tokio::test]

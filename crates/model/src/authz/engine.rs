@@ -107,6 +107,16 @@ impl Engine {
         })
     }
 
+    /// The enforced ALLOW rule that comes closest to matching: the fewest tests would have to change, the first in byte
+    /// order of ids among equals. For denials without a match; it goes over all rules. [`super::miss`] says what failed.
+    pub fn nearest(&self, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> Option<&str> {
+        let allow = self.filters.iter().filter(|f| f.enforced && f.action == Action::Allow);
+        allow
+            .filter_map(|f| f.rules.nearest(connection, http))
+            .min_by_key(|(misses, _)| *misses)
+            .map(|(_, id)| id)
+    }
+
     /// Decides about a request (`http` given) or a connection.
     pub fn decide(&self, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> Decision<'_> {
         let mut decision = Decision {

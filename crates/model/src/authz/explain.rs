@@ -88,7 +88,10 @@ fn explain_filter(filter: &AuthzFilter, connection: &Connection<'_>, http: Optio
         let failed = rule_misses(rule, filter.action, connection, http);
         if failed.is_empty() {
             matched.push(rule.id.clone());
-        } else if nearest.as_ref().is_none_or(|n| failed.len() < n.failed.len()) {
+        } else if nearest
+            .as_ref()
+            .is_none_or(|n| (distance(&failed), &rule.id) < (distance(&n.failed), &n.rule))
+        {
             nearest = Some(NearMiss {
                 rule: rule.id.clone(),
                 failed,
@@ -108,6 +111,32 @@ fn explain_filter(filter: &AuthzFilter, connection: &Connection<'_>, http: Optio
         nearest: if matched.is_empty() { nearest } else { None },
         matched,
         shadow_matched,
+    }
+}
+
+/// What an enforced ALLOW rule missed by: its expression in canonical form and the fewest tests to change. `None` if there is no
+/// such rule, or if it matches.
+pub fn miss(
+    filters: &[AuthzFilter],
+    rule: &str,
+    connection: &Connection<'_>,
+    http: Option<&dyn HttpView>,
+) -> Option<(Expr, Vec<FailedTest>)> {
+    let rule = filters
+        .iter()
+        .filter(|f| f.action == Action::Allow && f.enforced)
+        .flat_map(|f| &f.rules)
+        .find(|r| r.id == rule)?;
+    let failed = rule_misses(rule, Action::Allow, connection, http);
+    (!failed.is_empty()).then(|| (canonical(&rule.expr), failed))
+}
+
+/// How far a rule is from matching; one that never could is farther than all others.
+fn distance(failed: &[FailedTest]) -> usize {
+    if failed.iter().any(|f| f.problem.is_some()) {
+        usize::MAX
+    } else {
+        failed.len()
     }
 }
 

@@ -221,6 +221,23 @@ impl RuleSet {
         count
     }
 
+    /// The rule that the fewest tests keep from matching, with their number; none if no rule could ever match.
+    pub(super) fn nearest(&self, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> Option<(usize, &str)> {
+        let mut best: Option<(usize, &str)> = None;
+        for (id, node) in &self.rules {
+            let Some(misses) = node.misses(true, connection, http) else {
+                continue;
+            };
+            if best.is_none_or(|(least, _)| misses < least) {
+                best = Some((misses, id));
+                if misses <= 1 {
+                    break;
+                }
+            }
+        }
+        best
+    }
+
     /// The id of the first rule, in byte order of the ids, that matches.
     pub(super) fn first_match(&self, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> Option<&str> {
         let mut best = u32::MAX;
@@ -297,6 +314,22 @@ fn group(children: Vec<Node>) -> Vec<Node> {
 }
 
 impl Node {
+    /// The fewest tests to change so that the node is `wanted`; `None` if no change could do it.
+    fn misses(&self, wanted: bool, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> Option<usize> {
+        match self {
+            Node::Not(inner) => inner.misses(!wanted, connection, http),
+            Node::And(children) | Node::Or(children) => {
+                let mut parts = children.iter().map(|c| c.misses(wanted, connection, http));
+                if matches!(self, Node::And(_)) == wanted {
+                    parts.try_fold(0, |sum, part| Some(sum + part?))
+                } else {
+                    parts.flatten().min()
+                }
+            }
+            leaf => Some(usize::from(leaf.holds(connection, http) != wanted)),
+        }
+    }
+
     fn holds(&self, connection: &Connection<'_>, http: Option<&dyn HttpView>) -> bool {
         match self {
             Node::And(children) => children.iter().all(|c| c.holds(connection, http)),

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use canonical::{canonical, canonical_atom, canonical_filter};
 pub use engine::{Decision, Engine, Shadow, Verdict};
-pub use explain::{Explanation, FailedTest, FilterExplanation, NearMiss, explain};
+pub use explain::{Explanation, FailedTest, FilterExplanation, NearMiss, explain, miss};
 pub(crate) use matcher::any_claim;
 pub use matcher::{check, compile_regex};
 pub use sample::{HttpSample, Sample};

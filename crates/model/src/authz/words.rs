@@ -114,6 +114,7 @@ pub fn failure(expr: &Expr, test: &FailedTest, sample: &Sample) -> String {
     }
     let attribute = &test.atom.attribute;
     let found = match sample.shown(attribute) {
+        Some(_) if is_secret(attribute) => format!("{} has another value (not shown)", noun(attribute)),
         Some(text) => format!("{} is {}", noun(attribute), quoted(&text)),
         None => match attribute {
             Attribute::PeerUri
@@ -135,6 +136,18 @@ pub fn failure(expr: &Expr, test: &FailedTest, sample: &Sample) -> String {
         format!("{found}; {} wants {shown}", field(attribute))
     } else {
         format!("{found}; {} excludes {shown}", not_field(attribute))
+    }
+}
+
+/// Whether an attribute's values may be credentials, which no log or answer shows.
+fn is_secret(attribute: &Attribute) -> bool {
+    const NAMES: [&str; 6] = ["authorization", "cookie", "password", "secret", "token", "api-key"];
+    match attribute {
+        Attribute::Header(name) => {
+            let name = name.to_ascii_lowercase();
+            NAMES.iter().any(|part| name.contains(part))
+        }
+        _ => false,
     }
 }
 
@@ -252,6 +265,29 @@ fn grouped(field: &str, atoms: &[&Atom]) -> String {
 mod tests {
     use super::super::{AuthzFilter, HttpSample, Rule, explain};
     use super::*;
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let attribute = Attribute::Header("Authorization".into());
+        let rule = exact(attribute.clone(), "Basic x");
+        let test = FailedTest {
+            atom: Atom {
+                attribute,
+                matcher: Matcher::Exact("Basic x".into()),
+            },
+            wanted: true,
+            problem: None,
+        };
+        let sample = Sample {
+            http: Some(HttpSample {
+                headers: vec![("authorization".into(), "Basic c2VjcmV0".into())],
+                ..HttpSample::default()
+            }),
+            ..Sample::default()
+        };
+        let text = failure(&rule, &test, &sample);
+        assert!(!text.contains("c2VjcmV0") && text.contains("not shown"), "{text}");
+    }
 
     #[test]
     fn ids_are_found_in_details() {

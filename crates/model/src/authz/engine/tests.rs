@@ -329,6 +329,16 @@ fn engine_and_oracle_agree() {
                 "{filters:#?}\n{request:#?}"
             );
             assert_eq!(told.details, decision.details());
+            if decision.verdict == Verdict::Denied && decision.rule.is_none() {
+                // The proxy looks for the near miss in the compiled rules; both find the same one.
+                let near = told.filters.last().and_then(|f| f.nearest.clone());
+                let near = near.filter(|n| n.failed.iter().all(|f| f.problem.is_none()));
+                assert_eq!(
+                    engine.nearest(&request.connection(), request.view()),
+                    near.as_ref().map(|n| n.rule.as_str()),
+                    "{filters:#?}\n{request:#?}"
+                );
+            }
         }
     }
     for (kind, [misses, hits]) in &hits {
