@@ -55,7 +55,7 @@ fn lines_are_istioctls() {
         answer.text,
         "Error [MNT0101] (AuthorizationPolicy foo/x file.yaml:15) Principal \"spiffe://cluster.local/ns/foo/sa/web\" never matches: \
          principals are written without scheme, \"cluster.local/ns/foo/sa/web\".\n\
-         Info [IST0102] (Namespace foo file.yaml:4) The namespace is not enabled for Istio injection. Run 'kubectl label namespace foo \
+         Info [IST0102] (Namespace foo file.yaml:3) The namespace is not enabled for Istio injection. Run 'kubectl label namespace foo \
          istio-injection=enabled' to enable it, or 'kubectl label namespace foo istio-injection=disabled' to explicitly mark it as not \
          needing injection.\n"
     );
