@@ -24,8 +24,7 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    /// Starts to capture what the pods of a label selector (namespace `default`) send and receive; returns when every
-    /// `tcpdump` listens.
+    /// Starts to capture what the pods with these addresses send and receive; returns when every `tcpdump` listens.
     pub(super) fn start(addresses: &[Ipv4Addr], process: u32) -> Result<Self> {
         let mut capture = Self { tcpdumps: Vec::new() };
         for address in addresses {
@@ -125,9 +124,10 @@ fn listening(mut stderr: std::process::ChildStderr, interface: &str) -> Result<(
     }
 }
 
-/// The addresses of the pods that a selector picks in namespace `default`.
+/// The addresses of the pods that a selector picks: `LABELS`, in namespace `default`, or `LABELS -n NAMESPACE`.
 pub(super) async fn addresses(client: &Client, selector: &str) -> Result<Vec<Ipv4Addr>> {
-    let api: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let (selector, namespace) = selector.split_once(" -n ").unwrap_or((selector, "default"));
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let pods = api.list(&ListParams::default().labels(selector)).await?;
     let found: Vec<_> = pods
         .iter()
