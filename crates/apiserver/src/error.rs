@@ -200,6 +200,20 @@ impl ApiError {
         }
     }
 
+    /// 404 for an object whose namespace does not exist; says so if it cannot exist.
+    pub(crate) fn no_namespace(namespace: &str) -> Self {
+        let mut error = Self::not_found("", "namespaces", namespace);
+        let rule = crate::names::NameRule::Label;
+        if !crate::names::name_errors(rule, namespace).is_empty() {
+            error.message.push_str(" (no namespace can have this name");
+            if let Some(near) = crate::names::near_name(rule, namespace) {
+                error.message.push_str(&format!("; did you mean {near:?}?"));
+            }
+            error.message.push(')');
+        }
+        error
+    }
+
     /// 404 for a path that nothing is served at.
     pub(crate) fn no_such_path() -> Self {
         Self {

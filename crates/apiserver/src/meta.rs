@@ -211,6 +211,10 @@ pub(crate) fn validate(resource: &Resource, object: &Value, old: Option<&Value>,
             }
         }
         for why in names::name_errors(rule, name) {
+            let why = match names::near_name(rule, name) {
+                Some(near) => format!("{why} (did you mean {near:?}?)"),
+                None => why,
+            };
             causes.push(Cause::invalid("metadata.name", &json!(name), why));
         }
     }

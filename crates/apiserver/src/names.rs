@@ -128,6 +128,21 @@ pub(crate) fn name_errors(rule: NameRule, name: &str) -> Vec<String> {
     }
 }
 
+/// The name that a refused one was probably meant to be: lower case, `-` for blanks and `_`. None if that is no name either.
+pub(crate) fn near_name(rule: NameRule, name: &str) -> Option<String> {
+    let label = matches!(rule, NameRule::Label | NameRule::Label1035);
+    let near: String = name
+        .chars()
+        .map(|c| match c {
+            '_' | ' ' => '-',
+            '.' if label => '-',
+            c => c.to_ascii_lowercase(),
+        })
+        .collect();
+    let near = near.trim_matches('-').to_owned();
+    (near != name && !near.is_empty() && name_errors(rule, &near).is_empty()).then_some(near)
+}
+
 /// Random suffix of `generateName`, in the API's alphabet (no vowels, nothing to misread).
 pub(crate) fn random_suffix(len: usize) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -171,5 +186,11 @@ mod tests {
         assert!(qualified_name_errors("istio.io/rev").is_empty());
         assert!(!qualified_name_errors("a/b/c").is_empty());
         assert_eq!(new_uid().len(), 36);
+        let near = |rule, name| near_name(rule, name);
+        assert_eq!(near(NameRule::Label, "Example_1").as_deref(), Some("example-1"));
+        assert_eq!(near(NameRule::Subdomain, "a.b_c").as_deref(), Some("a.b-c"));
+        assert_eq!(near(NameRule::Label, "ä"), None);
+        assert_eq!(near(NameRule::Label1035, "1"), None);
+        assert_eq!(near(NameRule::Label, "good"), None);
     }
 }

@@ -156,11 +156,14 @@ async fn what_is_wrong_is_said() {
     let unknown = DEPLOYMENT.replace("replicas: 2", "replicsa: 2");
     let e = c.fails(&["apply", "-f", "-"], &unknown).await;
     assert!(
-        e.contains("strict decoding error: unknown field \"spec.replicsa\""),
+        e.contains("strict decoding error: unknown field \"spec.replicsa\" (did you mean \"replicas\"?)"),
         "{e}"
     );
     let e = c.fails(&["create", "ns", "Bad_Name"], "").await;
-    assert!(e.contains("a lowercase RFC 1123 label must consist of"), "{e}");
+    assert!(
+        e.contains("a lowercase RFC 1123 label must consist of") && e.contains("(did you mean \"bad-name\"?)"),
+        "{e}"
+    );
     let e = c.fails(&["create", "cm", "x", "-n", "nowhere"], "").await;
     assert!(e.contains("namespaces \"nowhere\" not found"), "{e}");
     let e = c
@@ -286,7 +289,41 @@ async fn custom_resources() {
             &object.replace("mtls:", "mtsl:").replace("default", "x"),
         )
         .await;
-    assert!(e.contains("unknown field \"spec.mtsl\""), "{e}");
+    assert!(
+        e.contains("unknown field \"spec.mtsl\" (did you mean \"mtls\"?)"),
+        "{e}"
+    );
+    // A file that lost its indentation, with a client that does not look at it first.
+    let flat =
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\nname: a\nspec:\nmtls:\nmode: STRICT\n";
+    let e = c.fails(&["create", "-f", "-"], flat).await;
+    assert!(
+        e.contains("unknown field \"mode\", unknown field \"mtls\" (it belongs below \"spec\", indented), unknown field \"name\" (it belongs below \"metadata\", indented)"),
+        "{e}"
+    );
+    let e = c.fails(&["apply", "-f", "-"], flat).await;
+    assert!(
+        e.contains("resource name may not be empty"),
+        "kubectl's own message: {e}"
+    );
+    let e = c
+        .fails(&["apply", "-f", "-"], &object.replace("default", "example_jwt"))
+        .await;
+    assert!(
+        e.contains("metadata.name: Invalid value: \"example_jwt\": a lowercase RFC 1123 subdomain")
+            && e.contains("(did you mean \"example-jwt\"?)"),
+        "{e}"
+    );
+    let e = c
+        .fails(
+            &["apply", "-n", "example_1", "-f", "-"],
+            &object.replace("default", "x"),
+        )
+        .await;
+    assert!(
+        e.contains("namespaces \"example_1\" not found (no namespace can have this name; did you mean \"example-1\"?)"),
+        "{e}"
+    );
     let explained = c.ok(&["explain", "pa.spec.mtls.mode"]).await;
     assert!(
         explained.contains("ENUM:") && explained.contains("STRICT"),

@@ -156,7 +156,7 @@ fn selected(cx: &Cx, hook: &Value, object: Option<&Value>, old: Option<&Value>) 
     let (entry, _) = cx.server.store().get(&format!("/core/namespaces/{namespace}"))?;
     let labels = match entry {
         Some(e) => serde_json::from_slice::<Value>(&e.value).map_err(ApiError::internal)?["metadata"]["labels"].clone(),
-        None => return Err(ApiError::not_found("", "namespaces", namespace)),
+        None => return Err(ApiError::no_namespace(namespace)),
     };
     Ok(selector.matches_labels(&labels))
 }

@@ -162,7 +162,25 @@ impl Cx {
         let hint = schema.and_then(|s| schema::did_you_mean(last, &schema::siblings(s, rest)));
         match hint {
             Some(h) => format!("unknown field {path:?} (did you mean {h:?}?)"),
-            None => format!("unknown field {path:?}"),
+            None => match self.belongs(path) {
+                Some(parent) => format!("unknown field {path:?} (it belongs below {parent:?}, indented)"),
+                None => format!("unknown field {path:?}"),
+            },
+        }
+    }
+
+    /// Where a field at the top belongs that only `metadata` or `spec` has: the usual end of lost indentation.
+    fn belongs(&self, path: &str) -> Option<&'static str> {
+        let custom = self.resource.custom.as_ref().map(|c| schema::Schema::new(&c.schema));
+        let schema =
+            custom.or_else(|| kinds::schema(&self.resource.group, &self.resource.version, &self.resource.kind));
+        let spec = schema.and_then(|s| s.property("spec"));
+        if path.contains('.') {
+            None
+        } else if spec.is_some_and(|spec| spec.property(path).is_some()) {
+            Some("spec")
+        } else {
+            meta::FIELDS.contains(&path).then_some("metadata")
         }
     }
 }

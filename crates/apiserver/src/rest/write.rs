@@ -139,11 +139,7 @@ pub(super) async fn create_object(cx: &mut Cx, mut object: Value, operation: &st
                 return Err(ApiError::already_exists(&r.group, &r.plural, &name));
             }
             Err(StoreError::Conflict { key: at, .. }) if at.starts_with("/core/namespaces/") => {
-                return Err(ApiError::not_found(
-                    "",
-                    "namespaces",
-                    namespace.as_deref().unwrap_or_default(),
-                ));
+                return Err(ApiError::no_namespace(namespace.as_deref().unwrap_or_default()));
             }
             // Someone else took the address or port that was picked.
             Err(StoreError::Conflict { .. }) if attempt < 64 => continue,
@@ -155,7 +151,7 @@ pub(super) async fn create_object(cx: &mut Cx, mut object: Value, operation: &st
 /// The namespace exists and is not on its way out.
 fn check_namespace(cx: &Cx, namespace: &str, name: &str) -> ApiResult<()> {
     let (entry, _) = cx.server.store().get(&format!("/core/namespaces/{namespace}"))?;
-    let entry = entry.ok_or_else(|| ApiError::not_found("", "namespaces", namespace))?;
+    let entry = entry.ok_or_else(|| ApiError::no_namespace(namespace))?;
     let ns: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
     if ns["status"]["phase"].as_str() == Some("Terminating") {
         let mut e = cx.forbidden(
