@@ -95,6 +95,11 @@ impl Board {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The world has changed, whether or not a proxy has to hear of it.
+    pub fn moved(&self) {
+        self.progress.send_replace(());
+    }
+
     /// A watch has handed an object of this version to the hub.
     pub fn saw(&self, what: &'static str, resource_version: Option<&str>) {
         // Versions are numbers in every API server there is, and comparable by contract since Kubernetes 1.35.

@@ -289,6 +289,7 @@ impl State {
         let started = Instant::now();
         if !round.effect.is_none() {
             self.metrics.triggers.inc();
+            self.board.moved();
             let needs = self.world.needed_key_sets();
             self.needs.send_if_modified(|former| {
                 let changed = *former != needs;

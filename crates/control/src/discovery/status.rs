@@ -28,6 +28,8 @@ pub struct StatusJob {
     namespace: String,
     name: String,
     generation: i64,
+    /// Whether it names an external authorizer, so that what becomes of it depends on Services and mesh settings.
+    asks: bool,
     /// The condition as it stands.
     current: Option<Current>,
 }
@@ -65,6 +67,7 @@ impl StatusJob {
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
             generation: object.metadata.generation.unwrap_or_default(),
+            asks: object.data.pointer("/spec/action").is_some_and(|a| a == "CUSTOM"),
             current,
         }
     }
@@ -75,16 +78,21 @@ pub async fn run(client: Client, hub: Hub, board: Board, mut jobs: mpsc::Unbound
     let mut progress = board.progress();
     let mut pending = Pending::new();
     let mut former = FormerJobs::default();
+    let mut asking = AskingJobs::default();
     loop {
         tokio::select! {
             job = jobs.recv() => match job {
                 Some(job) => {
                     former.remember(&job);
+                    asking.remember(&job);
                     examine(&client, &hub, &mut pending, job).await;
                 }
                 None => return,
             },
-            _ = progress.changed() => former.look_again(&client, &hub, &mut pending).await,
+            _ = progress.changed() => {
+                former.look_again(&client, &hub, &mut pending).await;
+                asking.look_again(&client, &hub, &mut pending).await;
+            }
         }
         let ready: Vec<_> = pending
             .iter()
@@ -155,6 +163,65 @@ impl FormerJobs {
                 None => {}
             }
         }
+    }
+}
+
+/// CUSTOM policies. Whether their provider can be asked depends on the mesh settings, on Services and on each other, so they
+/// are looked at whenever the world has changed.
+#[derive(Default)]
+struct AskingJobs {
+    jobs: BTreeMap<(String, String), StatusJob>,
+    /// Revision that was looked at.
+    seen: Option<u64>,
+}
+
+impl AskingJobs {
+    fn remember(&mut self, job: &StatusJob) {
+        if job.kind != Kind::AuthorizationPolicy {
+            return;
+        }
+        let key = (job.namespace.clone(), job.name.clone());
+        if job.asks {
+            self.jobs.insert(key, job.clone());
+        } else {
+            self.jobs.remove(&key);
+        }
+    }
+
+    async fn look_again(&mut self, client: &Client, hub: &Hub, pending: &mut Pending) {
+        if self.jobs.is_empty() {
+            return;
+        }
+        let seen = self.seen;
+        let keys: Vec<_> = self.jobs.keys().cloned().collect();
+        let found = hub
+            .ask(move |view| {
+                let fresh = seen != Some(view.revision);
+                let look = |(namespace, name): &(String, String)| {
+                    problems(view.world, Kind::AuthorizationPolicy, namespace, name)
+                };
+                (fresh.then(|| keys.iter().map(look).collect::<Vec<_>>()), view.revision)
+            })
+            .await;
+        let Some((Some(all), revision)) = found else { return };
+        self.seen = Some(revision);
+        let mut gone = Vec::new();
+        for ((key, job), problems) in self.jobs.iter().zip(all) {
+            let waiting = (job.kind, job.namespace.clone(), job.name.clone());
+            match problems.as_deref() {
+                None => gone.push(key.clone()),
+                Some([]) => {
+                    if job.current.as_ref().is_none_or(|current| current.status != "True") {
+                        pending.entry(waiting).or_insert_with(|| (job.clone(), revision));
+                    }
+                }
+                Some(problems) => {
+                    pending.remove(&waiting);
+                    settle(client, job, "False", &problems.join("; ")).await;
+                }
+            }
+        }
+        self.jobs.retain(|key, _| !gone.contains(key));
     }
 }
 
