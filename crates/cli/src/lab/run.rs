@@ -86,12 +86,17 @@ pub fn run(lab: &Lab, mutant: Option<&Mutant>, keep: bool) -> Result<RunResult> 
     })
 }
 
-/// Copies the lab's own files (not its subdirectories), so that nothing that commands write stays behind.
+/// Copies the lab's own files, so that nothing that commands write stays behind.
 fn copy_files(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
         let entry = entry?;
-        if entry.file_type()?.is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        let target = to.join(entry.file_name());
+        let kind = entry.file_type()?;
+        if kind.is_file() {
+            std::fs::copy(entry.path(), target)?;
+        } else if kind.is_dir() && entry.file_name() != "mutants" {
+            std::fs::create_dir(&target)?;
+            copy_files(&entry.path(), &target)?;
         }
     }
     Ok(())
