@@ -227,7 +227,8 @@ impl Builder<'_> {
             )),
             _ => return Err(Refusal),
         };
-        let trust_bundle = if settings.insecure_skip_verify == Some(true) {
+        let skip = settings.insecure_skip_verify == Some(true);
+        let trust_bundle = if skip {
             None
         } else if let Some(secret) = credential {
             Some(format!("kubernetes://{secret}-cacert"))
@@ -236,10 +237,18 @@ impl Builder<'_> {
         } else {
             Some("file-root:system".to_string())
         };
-        let sans = if settings.subject_alt_names.is_empty() {
-            self.service.extra_sans.clone()
-        } else {
+        // Whose certificate is not verified may carry any name (S1.114). Without names and without `sni`, the server must be
+        // the host itself (S1.115).
+        let sans = if skip {
+            Vec::new()
+        } else if !settings.subject_alt_names.is_empty() {
             given_sans()
+        } else if !self.service.extra_sans.is_empty() {
+            self.service.extra_sans.clone()
+        } else if settings.sni.is_empty() && !self.service.host.starts_with('*') {
+            vec![self.service.host.clone()]
+        } else {
+            Vec::new()
         };
         Ok(ClusterTls::Always(Box::new(ClientTls {
             certificate,

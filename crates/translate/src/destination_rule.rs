@@ -46,78 +46,101 @@ pub struct Settings<'a> {
 }
 
 /// The rules for `service` as seen by `client`: the client's namespace, the service's, then the root namespace; the
-/// first one with a match wins whole (S1.101, S1.102).
+/// first one with a rule for the host wins whole (S1.101, S1.102), even if that rule is for other clients only.
 pub fn applied<'a>(world: &'a World, client: Client<'_>, service: &Service) -> Option<Applied<'a>> {
     let root = world.mesh().root_namespace.as_str();
-    let mut seen: Vec<&str> = Vec::new();
-    for namespace in [client.namespace, service.namespace.as_str(), root] {
-        if seen.contains(&namespace) {
-            continue;
-        }
-        let own = namespace == client.namespace;
-        seen.push(namespace);
-        if let Some(found) = in_namespace(world, namespace, own, client, service) {
-            return Some(found);
-        }
-    }
-    None
+    let own = |rule: &Rule<'_>| client.namespace != root || rule.export == ExportTo::Namespaces(vec![root.into()]);
+    let exported =
+        |rule: &Rule<'_>| rule.config.spec.workload_selector.is_none() && rule.export.visible_to(client.namespace);
+    in_namespace(world, client.namespace, client, service, own)
+        .or_else(|| in_namespace(world, &service.namespace, client, service, exported))
+        .or_else(|| in_namespace(world, root, client, service, exported))
+        .flatten()
 }
 
+/// A rule that names the service.
+struct Rule<'a> {
+    config: &'a Config<DestinationRule>,
+    export: ExportTo,
+    /// How exactly it does.
+    score: usize,
+}
+
+/// The namespaces that see a rule: its own list, or the mesh's default (S1.108). One with `workloadSelector` is private (S1.107).
+pub fn export(world: &World, rule: &Config<DestinationRule>) -> ExportTo {
+    let own = rule.meta.namespace.as_str();
+    if rule.spec.workload_selector.is_some() {
+        return ExportTo::Namespaces(vec![own.to_string()]);
+    }
+    let list = if rule.spec.export_to.is_empty() {
+        &world.mesh().default_rule_export
+    } else {
+        &rule.spec.export_to
+    };
+    ExportTo::parse(list.iter().map(String::as_str), own)
+}
+
+/// What a namespace's rules say about the service; `Some(None)` when it has a rule, but none for this client.
 fn in_namespace<'a>(
     world: &'a World,
     namespace: &str,
-    own: bool,
     client: Client<'_>,
     service: &Service,
-) -> Option<Applied<'a>> {
+    counts: impl Fn(&Rule<'a>) -> bool,
+) -> Option<Option<Applied<'a>>> {
     let domain = world.mesh().domain.as_str();
-    let candidates = || {
-        world
-            .destination_rules(namespace)
-            .iter()
-            .map(|r| &**r)
-            .filter(|r| r.broken.is_none())
-            .filter(|r| {
-                own || ExportTo::parse(r.spec.export_to.iter().map(String::as_str), namespace)
-                    .visible_to(client.namespace)
+    let mut rules: Vec<Rule<'a>> = world
+        .destination_rules(namespace)
+        .iter()
+        .map(|r| &**r)
+        .filter(|r| r.broken.is_none())
+        .filter_map(|config| {
+            let host = expand_host(&config.spec.host, namespace, domain);
+            Some(Rule {
+                config,
+                export: export(world, config),
+                score: specificity(&host, &service.host)?,
             })
-            .filter_map(|r| {
-                let host = expand_host(&r.spec.host, namespace, domain);
-                Some((specificity(&host, &service.host)?, r))
-            })
-    };
-    // A rule with workloadSelector is private to its namespace and beats those without (S1.107).
-    let selecting = candidates()
-        .filter(|(_, r)| {
-            own && r
-                .spec
-                .workload_selector
-                .as_ref()
-                .is_some_and(|s| s.matches(client.labels))
         })
-        .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.meta.cmp(&a.1.meta)));
-    if let Some((_, rule)) = selecting {
-        return Some(merge(std::iter::once(rule), true));
+        .filter(counts)
+        .collect();
+    // The most exact host alone counts (S1.103); its rules are sorted oldest first.
+    let best = rules.iter().map(|r| r.score).max()?;
+    rules.retain(|r| r.score == best);
+    // A rule with workloadSelector beats those without and takes nothing over from them (S1.107).
+    let selecting = rules.iter().find(|r| {
+        let selector = r.config.spec.workload_selector.as_ref();
+        selector.is_some_and(|s| s.matches(client.labels))
+    });
+    if let Some(first) = selecting {
+        let selector = &first.config.spec.workload_selector;
+        let same = rules.iter().filter(|r| r.config.spec.workload_selector == *selector);
+        return Some(Some(merge(same, true)));
     }
-    let general = || candidates().filter(|(_, r)| r.spec.workload_selector.is_none());
-    let best = general().map(|(score, _)| score).max()?;
-    Some(merge(
-        general().filter(|(score, _)| *score == best).map(|(_, r)| r),
-        false,
-    ))
+    let mut general = rules
+        .iter()
+        .filter(|r| r.config.spec.workload_selector.is_none())
+        .peekable();
+    let Some(first) = general.peek() else {
+        return Some(None);
+    };
+    // Rules that other namespaces see in another way are not merged; the first one counts (S1.106).
+    let export = first.export.clone();
+    Some(Some(merge(general.filter(|r| r.export == export), false)))
 }
 
 /// Rules of the same host: subsets are joined, the first top-level policy counts (S1.105). Oldest first.
-fn merge<'a>(rules: impl Iterator<Item = &'a Config<DestinationRule>>, selects_clients: bool) -> Applied<'a> {
+fn merge<'r, 'a: 'r>(rules: impl Iterator<Item = &'r Rule<'a>>, selects_clients: bool) -> Applied<'a> {
     let mut out = Applied {
         selects_clients,
         ..Applied::default()
     };
     for rule in rules {
+        let spec = &rule.config.spec;
         if out.policy.is_none() {
-            out.policy = rule.spec.traffic_policy.as_ref();
+            out.policy = spec.traffic_policy.as_ref();
         }
-        for subset in &rule.spec.subsets {
+        for subset in &spec.subsets {
             if !out.subsets.iter().any(|s| s.name == subset.name) {
                 out.subsets.push(subset);
             }

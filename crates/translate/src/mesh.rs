@@ -37,6 +37,8 @@ pub struct Mesh {
     pub access_log: Option<AccessLog>,
     /// Lowest TLS version of the mesh.
     pub min_tls: TlsVersion,
+    /// Who sees a DestinationRule without `exportTo` (`defaultDestinationRuleExportTo`).
+    pub default_rule_export: Vec<String>,
     /// TLS 1.2 ciphers of servers; empty is Istio's list (S1.22).
     pub ciphers: Vec<String>,
     /// Path normalisation.
@@ -67,6 +69,7 @@ impl Default for Mesh {
             detection_timeout_ms: 0,
             access_log: None,
             min_tls: TlsVersion::V1_2,
+            default_rule_export: vec!["*".into()],
             ciphers: Vec::new(),
             normalization: PathNormalization::Base,
             inbound_passthrough: true,
@@ -103,6 +106,7 @@ impl Mesh {
                 Some(TlsProtocol::V1_3) => TlsVersion::V1_3,
                 _ => TlsVersion::V1_2,
             },
+            default_rule_export: config.default_destination_rule_export_to.clone(),
             ciphers: mesh_tls.map(|t| t.cipher_suites.clone()).unwrap_or_default(),
             normalization: match config.path_normalization.effective() {
                 NormalizationType::None => PathNormalization::None,

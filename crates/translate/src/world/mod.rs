@@ -755,8 +755,9 @@ impl World {
             .all(|list| list.len() == 1 && list.iter().all(|s| s.export_to == service::ExportTo::All));
         services
             && self.namespaces.values().flat_map(|n| &n.rules).all(|rule| {
-                let values = rule.spec.export_to.iter().map(String::as_str);
-                service::ExportTo::parse(values, &rule.meta.namespace) == service::ExportTo::All
+                // Rules that select clients are of their own namespace alone, and no rule of any other client.
+                rule.spec.workload_selector.is_some()
+                    || crate::destination_rule::export(self, rule) == service::ExportTo::All
             })
     }
 
