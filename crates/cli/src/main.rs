@@ -16,6 +16,7 @@ mod inspect;
 mod install;
 mod lab;
 mod migrate;
+mod mtls;
 mod validate;
 mod world;
 
@@ -64,8 +65,12 @@ enum Command {
     /// Ask what authorization policies mean: explain, check, why, test
     #[command(visible_alias = "az")]
     Authz(authz::Args),
+    /// Interact with Istio authentication policies
+    Authn(inspect::tls_check::Args),
     /// Write objects of Istio's former security kinds as modern ones
     Migrate(migrate::Args),
+    /// Is the mesh ready for STRICT mutual TLS: who sends plaintext, what would break
+    Mtls(mtls::Args),
     /// Commands that Istio calls experimental
     #[command(visible_alias = "x", visible_alias = "exp")]
     Experimental {
@@ -186,6 +191,9 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
                 code: answer.code,
             })
         }
+        Command::Authn(args) => {
+            inspect::ask(async |mesh| inspect::tls_check::run(mesh, &args).await).map(Printed::from)
+        }
         Command::Migrate(args) => install::block_on(migrate::run(&args)).map(Printed::from),
         Command::Version(args) => install::block_on(install::run_version(&args)).map(Printed::from),
         Command::ProxyStatus(args) => {
@@ -199,6 +207,13 @@ fn run(cli: Cli) -> anyhow::Result<Printed> {
         | Command::Experimental {
             command: Experimental::Authz(args),
         } => authz::run(&args).map(Printed::from),
+        Command::Mtls(args) => {
+            let answer = mtls::run(&args)?;
+            Ok(Printed {
+                text: answer.text,
+                code: answer.code,
+            })
+        }
         Command::Analyze(args) => {
             let answer = analyze::run(&args)?;
             eprint!("{}", answer.errors);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mantlet_api::Values;
 use serde_json::Value;
 
 use super::input::{Input, Resource, Workload};
@@ -181,26 +182,12 @@ pub(super) fn ports_of(service: &Resource) -> impl Iterator<Item = &Value> {
 /// Proxies that are not of the image that the injector would use now.
 fn images(input: &Input, out: &mut Report) {
     let Some(values) = input
-        .of("", "ConfigMap")
-        .find(|m| m.namespace == input.root() && m.name == "istio-sidecar-injector")
-        .and_then(|m| serde_json::from_str::<Value>(m.text("/data/values")).ok())
+        .get("", "ConfigMap", input.root(), "istio-sidecar-injector")
+        .and_then(|m| serde_json::from_str::<Values>(m.text("/data/values")).ok())
     else {
         return;
     };
-    let text = |pointer: &str| match values.pointer(pointer) {
-        Some(Value::String(s)) => s.clone(),
-        Some(Value::Number(n)) => n.to_string(),
-        _ => String::new(),
-    };
-    let image = text("/global/proxy/image");
-    let want = if image.contains('/') {
-        image
-    } else {
-        format!("{}/{image}:{}", text("/global/hub"), text("/global/tag"))
-    };
-    if want.starts_with('/') || want.ends_with(':') {
-        return;
-    }
+    let want = values.image(&values.global.proxy.image, "", "");
     let mut stale: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for workload in input
         .workloads
@@ -212,10 +199,7 @@ fn images(input: &Input, out: &mut Report) {
             .containers()
             .find(|c| c.get("name").and_then(Value::as_str) == Some(PROXY_CONTAINER))
             .and_then(|c| c.get("image")?.as_str());
-        if !own
-            && current.is_some_and(|image| image != want && image != "auto")
-            && !input.is_system(&workload.namespace)
-        {
+        if !own && current.is_some_and(|image| !same(image, &want)) && !input.is_system(&workload.namespace) {
             stale.entry(&workload.namespace).or_default().push(&workload.name);
         }
     }
@@ -235,6 +219,14 @@ fn images(input: &Input, out: &mut Report) {
             );
         }
     }
+}
+
+/// Whether an image is the wanted one, in any of its variants.
+fn same(image: &str, want: &str) -> bool {
+    let variant = image
+        .strip_prefix(want)
+        .is_some_and(|rest| matches!(rest, "" | "-distroless" | "-debug"));
+    variant || image == "auto"
 }
 
 /// Ports of Services that the application serves on localhost only.
