@@ -98,6 +98,22 @@ pub fn effective(world: &World, namespace: &str, labels: &BTreeMap<String, Strin
     Effective { workload, ports }
 }
 
+/// The policy that decides for a workload, on the ports that it does not name if it says nothing else: the workload's, else the
+/// namespace's, else the mesh's.
+pub fn deciding<'a>(
+    world: &'a World,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> Option<&'a Config<PeerAuthentication>> {
+    let root = world.mesh().root_namespace.as_str();
+    let of_age = |age: Age| {
+        workload_policy(world, namespace, labels, age)
+            .or_else(|| wide_policy(world, namespace, age))
+            .or_else(|| wide_policy(world, root, age))
+    };
+    of_age(Age::Today).or_else(|| of_age(Age::Former))
+}
+
 /// The oldest policy without selector (S1.2, S1.3). The list is sorted oldest first.
 fn wide_policy<'a>(world: &'a World, namespace: &str, age: Age) -> Option<&'a Config<PeerAuthentication>> {
     world

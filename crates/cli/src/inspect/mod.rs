@@ -8,6 +8,7 @@ pub mod describe;
 pub mod proxy_config;
 pub mod proxy_status;
 pub(crate) mod target;
+pub mod tls_check;
 
 use std::fmt;
 
