@@ -108,7 +108,7 @@ fn order_is_what_admission_needs() {
     assert!(at("ConfigMap") < at("Deployment"));
     assert_eq!(
         all.iter().filter(|o| o["kind"] == "CustomResourceDefinition").count(),
-        14
+        20
     );
 }
 

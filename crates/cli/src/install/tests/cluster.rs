@@ -102,7 +102,7 @@ async fn every_object_is_accepted_and_a_second_run_changes_nothing() {
     }
     let crds: Api<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> =
         Api::all(cluster.client.clone());
-    assert_eq!(crds.list(&ListParams::default()).await.unwrap().items.len(), 14);
+    assert_eq!(crds.list(&ListParams::default()).await.unwrap().items.len(), 20);
 
     let deployments: Api<k8s_openapi::api::apps::v1::Deployment> =
         Api::namespaced(cluster.client.clone(), "istio-system");
