@@ -161,12 +161,13 @@ fn name_of(value: &Value) -> String {
     )
 }
 
-/// A wrong field is at its key, a wrong value at the value.
+/// A wrong field is at its key, a wrong value at the value, if that is on the line of its key.
 fn place(tree: &Node, finding: &Diagnostic) -> Position {
-    let value = tree.at(&finding.path).filter(|node| {
-        finding.code != Code::UNKNOWN_FIELD && matches!(&node.content, Content::Scalar { text, .. } if !text.is_empty())
-    });
-    value.map_or_else(|| tree.locate(&finding.path).0, |node| node.start)
+    let key = tree.locate(&finding.path).0;
+    let empty = |node: &Node| matches!(&node.content, Content::Scalar { text, plain: true } if text.is_empty());
+    tree.at(&finding.path)
+        .filter(|node| finding.code != Code::UNKNOWN_FIELD && node.start.line == key.line && !empty(node))
+        .map_or(key, |node| node.start)
 }
 
 /// Most lines of a layout that is shown.
