@@ -4,10 +4,13 @@
 //! the mesh's objects can ask; nothing here changes the cluster.
 
 mod check;
+mod classes;
+mod diff;
 mod explain;
 mod question;
 mod target;
 mod test;
+mod who_can;
 mod why;
 
 use std::path::PathBuf;
@@ -33,6 +36,12 @@ pub enum Command {
     Explain(Box<explain::Args>),
     /// Show recent denials of a workload and what they missed by
     Why(why::Args),
+    /// Say who may call a service
+    WhoCan(who_can::WhoArgs),
+    /// Say what a client may call
+    WhatCan(who_can::WhatArgs),
+    /// Show the smallest requests that a change of files newly allows or denies
+    Diff(diff::Args),
     /// Run table tests of policies
     Test(test::Args),
     /// Write RBAC objects of Istio 1.3 and before as AuthorizationPolicies (see also `mantlet migrate`)
@@ -63,6 +72,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Command::Check(args) => check::run(args).map(Outcome::from),
         Command::Explain(args) => explain::run(args),
         Command::Why(args) => crate::inspect::ask(async |mesh| why::run(mesh, args).await).map(Outcome::from),
+        Command::WhoCan(args) => who_can::who(args),
+        Command::WhatCan(args) => who_can::what(args),
+        Command::Diff(args) => diff::run(args),
         Command::Test(args) => test::run(args),
         Command::Convert(args) => {
             let outcome = crate::install::block_on(crate::migrate::convert(args))?;

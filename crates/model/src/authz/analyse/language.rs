@@ -408,7 +408,7 @@ impl Guard for Path {
         plain.extend(b'A'..=b'Z');
         plain.extend((0x21..=0x7e_u8).filter(|b| !b.is_ascii_alphanumeric() && !b"/.%#?".contains(b)));
         // A percent sign behaves as any other character unless a pattern names it, so it is never a stand-in.
-        vec![vec![b'/'], vec![b'.'], plain, vec![b'%']]
+        vec![plain, vec![b'/'], vec![b'.'], vec![b'%']]
     }
 }
 

@@ -18,6 +18,8 @@ use crate::http::PathNormalization;
 use formula::Formula;
 use space::{Axis, Cell, Point, Space};
 
+/// Most DENY rules of a row that are looked at one by one.
+const MAX_RELEVANT: usize = 64;
 /// Most partial choices of one question.
 const MAX_CHOICES: usize = 200_000;
 
@@ -37,6 +39,8 @@ pub struct Universe {
     pub base: Sample,
     /// Whose.
     pub peer: Peer,
+    /// Identities that examples use before others; they must be of the accepted trust domains.
+    pub usual: Vec<String>,
     /// What else is as in `base`.
     pub fixed: Fixed,
     /// Issuers whose tokens are verified; `None` if nobody verifies tokens, empty for any issuer.
@@ -54,6 +58,20 @@ pub enum Peer {
     Is(String),
     /// Every identity of these trust domains.
     Any(Vec<String>),
+}
+
+impl Peer {
+    /// An identity for examples where no rule looks at it.
+    fn example(&self, usual: &[String]) -> Option<String> {
+        match self {
+            Peer::None => None,
+            Peer::Is(uri) => Some(uri.clone()),
+            Peer::Any(domains) => Some(usual.first().cloned().unwrap_or_else(|| {
+                let domain = domains.first().map_or("cluster.local", String::as_str);
+                format!("spiffe://{domain}/ns/z/sa/z")
+            })),
+        }
+    }
 }
 
 /// Attributes that are known.
@@ -240,11 +258,7 @@ impl Program {
                     // Nobody forwarded the request unless a rule looks at that.
                     sample.remote = sample.source;
                 }
-                match &universe.peer {
-                    Peer::None => sample.peer.clear(),
-                    Peer::Is(uri) => sample.peer = vec![uri.clone()],
-                    Peer::Any(_) => {}
-                }
+                sample.peer = universe.peer.example(&universe.usual).into_iter().collect();
                 let mut providers = Vec::new();
                 for (dimension, cell) in chosen {
                     let dimension = &space.dimensions[dimension];
@@ -432,6 +446,100 @@ pub fn compare(old: Policies<'_>, new: Policies<'_>, universe: &Universe) -> Cha
     Change { allowed, denied }
 }
 
+/// All differences of a change, one request per rule that makes one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Differences {
+    /// Requests that pass now and did not before, the smallest first.
+    pub allowed: Vec<Witness>,
+    /// Requests that passed before and do not now.
+    pub denied: Vec<Witness>,
+    /// What could not be decided.
+    pub undecided: Vec<String>,
+    /// Whether there are more than were asked for.
+    pub more: bool,
+}
+
+/// As [`compare`], and then again without the requests of the rules that made the difference, until nothing or `limit` is
+/// reached in each direction.
+pub fn differences(old: Policies<'_>, new: Policies<'_>, universe: &Universe, limit: usize) -> Differences {
+    let mut program = Program::new(universe);
+    let before = program.permits(old);
+    let after = program.permits(new);
+    let mut out = Differences::default();
+    if before == after {
+        return out;
+    }
+    let possible = program.possible(universe);
+    let space = program.space(universe);
+    for now_allowed in [true, false] {
+        let (from, to) = if now_allowed {
+            (&before, &after)
+        } else {
+            (&after, &before)
+        };
+        let mut wanted = Formula::and([from.clone().not(), to.clone(), possible.clone()]);
+        loop {
+            let found = checked(program.find(wanted.clone(), &space, universe), |w| {
+                let agree = !w.providers.is_empty();
+                let passes = |p, now: bool| permitted(p, &w.sample, now || agree);
+                passes(new, now_allowed) == now_allowed && passes(old, !now_allowed) != now_allowed
+            });
+            let witness = match found {
+                Finding::Never => break,
+                Finding::Unknown(why) => {
+                    out.undecided.push(why);
+                    break;
+                }
+                Finding::Request(witness) => *witness,
+            };
+            let list = if now_allowed { &mut out.allowed } else { &mut out.denied };
+            if list.len() >= limit {
+                out.more = true;
+                break;
+            }
+            // What admits it now, or kept it out before; what keeps it out now, or admitted it before.
+            let (first, second) = if now_allowed {
+                (Action::Allow, Action::Deny)
+            } else {
+                (Action::Deny, Action::Allow)
+            };
+            let mut rules = matching(new, first, &witness.sample);
+            if rules.is_empty() {
+                rules = matching(old, second, &witness.sample);
+            }
+            list.push(witness);
+            if rules.is_empty() {
+                break;
+            }
+            let rules: Vec<Formula> = rules
+                .into_iter()
+                .map(|rule| program.rule(rule, if now_allowed { first } else { second }))
+                .collect();
+            wanted = Formula::and([wanted, Formula::or(rules).not()]);
+        }
+    }
+    out
+}
+
+/// Enforced rules of an action that match a request.
+fn matching<'a>(policies: Policies<'a>, action: Action, sample: &Sample) -> Vec<&'a Rule> {
+    fn holds(expr: &Expr, sample: &Sample) -> bool {
+        match expr {
+            Expr::And(parts) => parts.iter().all(|p| holds(p, sample)),
+            Expr::Or(parts) => parts.iter().any(|p| holds(p, sample)),
+            Expr::Not(inner) => !holds(inner, sample),
+            Expr::Atom(atom) => Test::new(atom).is_ok_and(|t| t.holds(&sample.connection(), sample.view())),
+        }
+    }
+    policies
+        .filters
+        .iter()
+        .filter(|f| f.enforced && f.action == action)
+        .flat_map(|f| &f.rules)
+        .filter(|r| holds(&canonical(&r.expr), sample))
+        .collect()
+}
+
 /// A witness that the engine does not confirm is none.
 fn checked(found: Finding, confirms: impl Fn(&Witness) -> bool) -> Finding {
     match found {
@@ -486,14 +594,10 @@ pub fn who_can(policies: Policies<'_>, universe: &Universe, asked: &[String]) ->
         Some(dimension) => (dimension.cells.clone(), dimension.exact),
         // No rule looks at identities: all are alike.
         None => {
-            let point = match &universe.peer {
-                Peer::None => Point::Absent,
-                Peer::Is(uri) => Point::Text(uri.clone()),
-                Peer::Any(domains) => {
-                    let domain = domains.first().map(String::as_str).unwrap_or("cluster.local");
-                    Point::Text(format!("spiffe://{domain}/ns/z/sa/z"))
-                }
-            };
+            let point = universe
+                .peer
+                .example(&universe.usual)
+                .map_or(Point::Absent, Point::Text);
             let cell = Cell {
                 holds: Vec::new(),
                 point,
@@ -552,7 +656,10 @@ pub fn who_can(policies: Policies<'_>, universe: &Universe, asked: &[String]) ->
             Peer::Any(_) => members.iter().filter_map(|c| describe(c, &atoms, &known)).collect(),
             _ => Vec::new(),
         };
-        let (allows, denies, default_deny) = remains(policies, &own, example.as_deref());
+        let (allows, mut denies, default_deny) = remains(policies, &own, example.as_deref());
+        if denies.len() <= MAX_RELEVANT {
+            denies.retain(|(id, _)| takes_away(policies, id, &own));
+        }
         rows.push(Row {
             known,
             others,
@@ -565,6 +672,33 @@ pub fn who_can(policies: Policies<'_>, universe: &Universe, asked: &[String]) ->
         });
     }
     (rows, exact)
+}
+
+/// Whether a DENY or CUSTOM rule concerns a request that the ALLOW policies let pass.
+fn takes_away(policies: Policies<'_>, id: &str, universe: &Universe) -> bool {
+    let mut program = Program::new(universe);
+    let allow: Vec<Formula> = policies
+        .filters
+        .iter()
+        .filter(|f| f.enforced && f.action == Action::Allow)
+        .map(|f| program.any(&f.rules, Action::Allow))
+        .collect();
+    let denying = policies
+        .filters
+        .iter()
+        .filter(|f| f.enforced && f.action == Action::Deny);
+    let rules: Vec<Formula> = policies
+        .custom
+        .iter()
+        .flat_map(|s| &s.rules)
+        .chain(denying.flat_map(|f| &f.rules))
+        .filter(|r| r.id == id)
+        .map(|r| program.rule(r, Action::Deny))
+        .collect();
+    let wanted = Formula::and([Formula::and(allow), Formula::or(rules)]);
+    let wanted = Formula::and([wanted, program.possible(universe)]);
+    let space = program.space(universe);
+    program.find(wanted, &space, universe) != Finding::Never
 }
 
 fn results(atoms: &[&Atom], sample: &Sample) -> Vec<bool> {

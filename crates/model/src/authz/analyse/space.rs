@@ -155,7 +155,14 @@ impl Builder<'_> {
             Axis::Peer => match &universe.peer {
                 Peer::None => (vec![self.cell(&axis, Point::Absent)], true),
                 Peer::Is(uri) => (vec![self.cell(&axis, Point::Text(uri.clone()))], true),
-                Peer::Any(trust_domains) => self.texts(&axis, &Identity::new(trust_domains)),
+                Peer::Any(trust_domains) => {
+                    let usual = universe.usual.iter();
+                    let mut cells: Vec<Cell> = usual.map(|uri| self.cell(&axis, Point::Text(uri.clone()))).collect();
+                    let (found, exact) = self.texts(&axis, &Identity::new(trust_domains));
+                    // Without anything usual the plainest identity of all is, so that it costs nothing.
+                    cells.extend(found);
+                    (cells, exact)
+                }
             },
             Axis::Source | Axis::Remote | Axis::Address => self.addresses(&axis),
             Axis::Port => {

@@ -23,6 +23,7 @@ fn universe(http: bool, peer: Peer) -> Universe {
             ..Sample::default()
         },
         peer,
+        usual: Vec::new(),
         fixed: Fixed {
             port: true,
             address: true,
@@ -140,6 +141,36 @@ fn the_smallest_difference_is_found_and_none_is_proven() {
     )];
     let change = compare(policies(&a), policies(&b), &universe(true, any()));
     assert!(change.is_none(), "{change:?}");
+}
+
+#[test]
+fn each_rule_that_makes_a_difference_is_shown() {
+    let path = |p: &str| exact(Attribute::Path, p);
+    let old = [
+        filter(Action::Allow, vec![path("/a")]),
+        filter(Action::Deny, vec![path("/x")]),
+    ];
+    let new = [
+        filter(Action::Allow, vec![path("/a"), path("/long"), path("/b"), path("/x")]),
+        filter(Action::Deny, vec![exact(Attribute::Method, "PUT")]),
+    ];
+    let found = differences(policies(&old), policies(&new), &universe(true, any()), 10);
+    let paths = |list: &[Witness]| -> Vec<String> {
+        list.iter()
+            .map(|w| {
+                w.sample
+                    .http
+                    .as_ref()
+                    .map(|h| format!("{} {}", h.method, h.path))
+                    .unwrap_or_default()
+            })
+            .collect()
+    };
+    assert_eq!(paths(&found.allowed), ["GET /x", "GET /b", "GET /long"]);
+    assert_eq!(paths(&found.denied), ["PUT /a"]);
+    assert!(found.undecided.is_empty() && !found.more);
+    let few = differences(policies(&old), policies(&new), &universe(true, any()), 1);
+    assert_eq!((few.allowed.len(), few.more), (1, true));
 }
 
 #[test]
@@ -374,6 +405,15 @@ proptest! {
         }
         prop_assert!(!matches!(change.allowed, Finding::Unknown(_)), "{:?}", change);
         prop_assert!(!matches!(change.denied, Finding::Unknown(_)), "{:?}", change);
+        let all = differences(policies(&old), policies(&new), &universe(true, any()), 20);
+        prop_assert_eq!(all.allowed.is_empty(), change.allowed == Finding::Never);
+        prop_assert_eq!(all.denied.is_empty(), change.denied == Finding::Never);
+        for w in &all.allowed {
+            prop_assert!(!allowed(&before, &w.sample) && allowed(&after, &w.sample));
+        }
+        for w in &all.denied {
+            prop_assert!(allowed(&before, &w.sample) && !allowed(&after, &w.sample));
+        }
         if let Finding::Request(w) = &change.allowed {
             prop_assert!(!allowed(&before, &w.sample) && allowed(&after, &w.sample));
         }
