@@ -173,6 +173,7 @@ pub async fn start(
     tasks.spawn(secrets::run(client.clone(), hub.clone(), requests));
     let (jobs, statuses) = mpsc::unbounded_channel();
     tasks.spawn(status::run(client.clone(), hub.clone(), board.clone(), statuses));
+    tasks.spawn(crate::discovery::unread::run(client.clone()));
     let jwks = JwksOptions::from_env()?;
     let fetcher = Fetcher::new(&jwks).map_err(StartError::Fetcher)?;
     let sink = hub.clone();

@@ -3,7 +3,7 @@
 //! [`watch`] turns Kubernetes events into changes, [`lanes`] keep their order where some wait for
 //! keys, [`hub`] is the single owner of the world and decides who is pushed what,
 //! [`ads`] admits streams, [`secrets`] fetches what gateways need, [`board`] remembers what every proxy was sent and
-//! accepted, [`metrics`] counts. Nothing here keeps state beyond the objects: after a restart the same comes out.
+//! accepted, [`unread`] says which objects have no effect, [`metrics`] counts. Nothing here keeps state beyond the objects: after a restart the same comes out.
 
 pub mod ads;
 pub mod board;
@@ -12,4 +12,5 @@ pub mod lanes;
 pub mod metrics;
 pub mod secrets;
 pub mod status;
+pub mod unread;
 pub mod watch;

@@ -36,20 +36,17 @@ pub struct StatusJob {
 
 /// A condition that was written earlier.
 #[derive(Clone, PartialEq, Eq)]
-struct Current {
-    status: String,
-    message: String,
-    generation: String,
+pub(super) struct Current {
+    pub(super) status: String,
+    pub(super) message: String,
+    pub(super) generation: String,
 }
 
-/// Objects whose condition waits for proxies, by kind, namespace and name: the job and the revision they must confirm.
-type Pending = BTreeMap<(Kind, String, String), (StatusJob, u64)>;
-
-impl StatusJob {
-    /// For an object as it was seen.
-    pub fn look(kind: Kind, object: &DynamicObject) -> StatusJob {
+impl Current {
+    /// The condition of an object as it was seen.
+    pub(super) fn of(object: &DynamicObject) -> Option<Current> {
         let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
-        let current = conditions
+        conditions
             .into_iter()
             .flatten()
             .find(|c| c["type"] == CONDITION)
@@ -61,14 +58,23 @@ impl StatusJob {
                     message: text(&c["message"]).unwrap_or_default(),
                     generation: generation.unwrap_or_default(),
                 }
-            });
+            })
+    }
+}
+
+/// Objects whose condition waits for proxies, by kind, namespace and name: the job and the revision they must confirm.
+type Pending = BTreeMap<(Kind, String, String), (StatusJob, u64)>;
+
+impl StatusJob {
+    /// For an object as it was seen.
+    pub fn look(kind: Kind, object: &DynamicObject) -> StatusJob {
         StatusJob {
             kind,
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
             generation: object.metadata.generation.unwrap_or_default(),
             asks: object.data.pointer("/spec/action").is_some_and(|a| a == "CUSTOM"),
-            current,
+            current: Current::of(object),
         }
     }
 }
@@ -269,11 +275,19 @@ async fn write(client: &Client, job: &StatusJob, status: &str, message: &str) ->
     } else {
         Api::namespaced_with(client.clone(), &job.namespace, &resource)
     };
+    let patch = condition(job.generation, status, message);
+    api.patch_status(&job.name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .map(|_| ())
+}
+
+/// The merge patch that sets the condition for a version of an object.
+pub(super) fn condition(generation: i64, status: &str, message: &str) -> Value {
     let now = time::OffsetDateTime::now_utc()
         .format(&time::format_description::well_known::Rfc3339)
         .unwrap_or_default();
-    let patch = json!({"status": {
-        "observedGeneration": job.generation.to_string(),
+    json!({"status": {
+        "observedGeneration": generation.to_string(),
         "conditions": [{
             "type": CONDITION,
             "status": status,
@@ -281,8 +295,5 @@ async fn write(client: &Client, job: &StatusJob, status: &str, message: &str) ->
             "message": message,
             "lastTransitionTime": now,
         }],
-    }});
-    api.patch_status(&job.name, &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .map(|_| ())
+    }})
 }
