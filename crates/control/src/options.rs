@@ -42,6 +42,9 @@ pub struct Options {
     /// Keep-alive of gRPC connections; accepted for compatibility.
     #[arg(long = "keepaliveMaxServerConnectionAge", hide = true)]
     pub keepalive_max_server_connection_age: Option<String>,
+    /// Fetching key sets, before the environment changes it.
+    #[arg(skip)]
+    pub jwks: crate::jwks::options::JwksOptions,
     /// Log levels, `default:info,ads:debug`.
     #[arg(long = "log_output_level", default_value = "default:info")]
     pub log_output_level: String,

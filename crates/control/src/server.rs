@@ -30,7 +30,6 @@ use crate::discovery::status;
 use crate::discovery::watch::Watches;
 use crate::jwks::Resolver;
 use crate::jwks::fetch::Fetcher;
-use crate::jwks::options::JwksOptions;
 use crate::options::Options;
 use crate::webhook::config::InjectorConfig;
 use crate::webhook::{Webhooks, ca_bundle};
@@ -174,7 +173,7 @@ pub async fn start(
     let (jobs, statuses) = mpsc::unbounded_channel();
     tasks.spawn(status::run(client.clone(), hub.clone(), board.clone(), statuses));
     tasks.spawn(crate::discovery::unread::run(client.clone()));
-    let jwks = JwksOptions::from_env()?;
+    let jwks = options.jwks.clone().with_env(|name| std::env::var(name).ok())?;
     let fetcher = Fetcher::new(&jwks).map_err(StartError::Fetcher)?;
     let sink = hub.clone();
     let (keys, task) = Resolver::new(

@@ -31,15 +31,7 @@ impl Default for JwksOptions {
 }
 
 impl JwksOptions {
-    /// Defaults, changed by the process's environment.
-    ///
-    /// # Errors
-    /// The first variable that cannot be read.
-    pub fn from_env() -> Result<JwksOptions, OptionError> {
-        JwksOptions::default().with_env(|name| std::env::var(name).ok())
-    }
-
-    /// Changed by these variables. An address range that cannot be read is an error: leaving it out would open what
+    /// Changed by these environment variables. An address range that cannot be read is an error: leaving it out would open what
     /// the operator meant to close.
     ///
     /// # Errors

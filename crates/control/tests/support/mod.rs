@@ -18,6 +18,8 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use mantlet_apiserver::{ApiServer, BoxIo, Config, Dial, DialTarget, Identity};
+use mantlet_control::jwks::guard::Guard;
+use mantlet_control::jwks::options::JwksOptions;
 use mantlet_control::options::Options;
 use mantlet_control::server::{self, Running};
 use mantlet_identity::{
@@ -25,7 +27,7 @@ use mantlet_identity::{
     build_csr,
 };
 use mantlet_runtime::Registry;
-use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client};
+use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client_reporting};
 use mantlet_xds::client::{Change, Decoded};
 use mantlet_xds::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use mantlet_xds::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
@@ -216,6 +218,11 @@ impl Cluster {
             domain: "cluster.local".into(),
             multiple_custom_providers: false,
             keepalive_max_server_connection_age: None,
+            // Tests' issuers are on this machine.
+            jwks: JwksOptions {
+                guard: Guard::default().with_loopback(),
+                ..JwksOptions::default()
+            },
             log_output_level: "default:info".into(),
             log_as_json: false,
         };
@@ -384,6 +391,8 @@ pub fn node(kind: &str, name: &str, namespace: &str, account: &str, labels: &[(&
 /// A proxy's subscription, with what it has received.
 pub struct Proxy {
     events: mpsc::Receiver<ClientEvent>,
+    /// Key sets that lack the key of a token.
+    pub unknown_keys: mpsc::Sender<String>,
     pub dialer: Arc<Dialer>,
     stop: CancellationToken,
     /// Names of listeners, clusters, … held now.
@@ -412,8 +421,17 @@ impl Proxy {
             first: Duration::from_millis(20),
             max: Duration::from_millis(200),
         };
-        tokio::spawn(run_client(node, dialer.clone(), backoff, tx, stop.clone()));
+        let (unknown_keys, reports) = mpsc::channel(16);
+        tokio::spawn(run_client_reporting(
+            node,
+            dialer.clone(),
+            backoff,
+            tx,
+            reports,
+            stop.clone(),
+        ));
         Proxy {
+            unknown_keys,
             events,
             dialer,
             stop,
