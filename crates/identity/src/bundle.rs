@@ -68,6 +68,24 @@ impl TrustBundle {
         })
     }
 
+    /// The usable ones of an operating system's certificates: such a store is not ours, and one entry that is no CA must not
+    /// close all others out. `None` when none is usable.
+    pub fn from_system(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> Option<Self> {
+        let usable = certificates
+            .into_iter()
+            .filter(|der| Self::from_certificates("system", [der.clone()]).is_ok());
+        Self::from_certificates("system", usable).ok()
+    }
+
+    /// Trusts nobody.
+    pub fn none() -> Self {
+        Self {
+            roots: Vec::new(),
+            store: Arc::new(RootCertStore::empty()),
+            earliest_expiry: time::PrimitiveDateTime::MAX.assume_utc(),
+        }
+    }
+
     /// This bundle and the roots of another (S4.66, S4.115).
     pub fn union(&self, other: &Self) -> Result<Self, Error> {
         Self::from_certificates("trust bundle", self.roots.iter().chain(&other.roots).cloned())

@@ -53,6 +53,34 @@ pub fn mesh_provider() -> Arc<CryptoProvider> {
     })
 }
 
+/// OpenSSL's names of the TLS 1.2 suites that there are here.
+const TLS12_NAMES: [(&str, SupportedCipherSuite); 6] = [
+    (
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    ),
+    (
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    ),
+    (
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    ),
+    (
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    ),
+    (
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    ),
+    (
+        "ECDHE-RSA-CHACHA20-POLY1305",
+        cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    ),
+];
+
 fn versions(min_tls13: bool) -> &'static [&'static SupportedProtocolVersion] {
     static ONLY_13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
     static BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
@@ -145,6 +173,24 @@ impl TlsIdentity {
     /// The same certificate with another trust bundle.
     pub fn with_bundle(&self, bundle: TrustBundle) -> Self {
         Self { bundle, ..self.clone() }
+    }
+
+    /// The same identity, speaking only these suites in TLS 1.2 (OpenSSL's names, preferred first). Unknown names and suites without
+    /// forward secrecy are left out; with none left, TLS 1.2 is refused. TLS 1.3 has suites of its own.
+    pub fn with_tls12_suites(&self, names: &[String]) -> Self {
+        let modern = self.provider.cipher_suites.iter().filter(|s| s.tls13().is_some());
+        let named = names.iter().filter_map(|name| {
+            let found = TLS12_NAMES.iter().find(|(known, _)| known == name);
+            found.map(|(_, suite)| suite)
+        });
+        let provider = CryptoProvider {
+            cipher_suites: modern.chain(named).copied().collect(),
+            ..(*self.provider).clone()
+        };
+        Self {
+            provider: Arc::new(provider),
+            ..self.clone()
+        }
     }
 
     /// The own identity, when the certificate carries one.

@@ -63,10 +63,12 @@ pub enum ClientAuth {
 /// What a client asks of a server, beyond a chain to the trust bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExpectedServer {
+    /// Nothing at all, not even a chain: `insecureSkipVerify` (S1.114). Only the signature of the handshake is checked.
+    Anyone,
     /// Nothing more. Istio's meaning of an empty SAN list (S1.89).
     ChainOnly,
     /// The certificate must carry at least one of these names, exactly (S1.86). `spiffe://…` is compared with URI names
-    /// only, an IP literal with IP names only, all else with DNS names, ignoring case.
+    /// only, an IP literal with IP names only, all else with DNS names, ignoring case and with wildcards of one label.
     Names(Vec<String>),
     /// The certificate must be valid for the server name of the connection, as in the public web (istiod, external
     /// services).
@@ -187,6 +189,16 @@ impl ClientCertVerifier for SpiffeClientVerifier {
     }
 }
 
+/// Whether a DNS name of a certificate is this host, or a wildcard for it (RFC 6125, 6.4.3: the whole left-most label).
+fn dns_name_covers(presented: &str, host: &str) -> bool {
+    match presented.strip_prefix("*.") {
+        None => presented.eq_ignore_ascii_case(host),
+        Some(parent) => host.split_once('.').is_some_and(|(label, rest)| {
+            !label.is_empty() && parent.contains('.') && rest.eq_ignore_ascii_case(parent)
+        }),
+    }
+}
+
 /// Client side: verifies servers.
 #[derive(Debug)]
 pub struct SpiffeServerVerifier {
@@ -215,7 +227,7 @@ impl SpiffeServerVerifier {
                     std::net::IpAddr::V6(v6) => bytes.as_slice() == v6.octets(),
                 })
             } else {
-                peer.dns_names.iter().any(|dns| dns.eq_ignore_ascii_case(expected))
+                peer.dns_names.iter().any(|dns| dns_name_covers(dns, expected))
             }
         };
         if names.iter().any(presented) {
@@ -246,6 +258,9 @@ impl ServerCertVerifier for SpiffeServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.expected == ExpectedServer::Anyone {
+            return Ok(ServerCertVerified::assertion());
+        }
         let parsed = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
         let peer = PeerCertificate::parse(end_entity).map_err(refuse)?;
@@ -253,7 +268,7 @@ impl ServerCertVerifier for SpiffeServerVerifier {
             return Err(refuse(PeerIdentityError::SeveralUris(peer.uris.len())));
         }
         match &self.expected {
-            ExpectedServer::ChainOnly => {}
+            ExpectedServer::Anyone | ExpectedServer::ChainOnly => {}
             ExpectedServer::Names(names) => self.check_names(names, &peer).map_err(refuse)?,
             ExpectedServer::ServerName => verify_server_name(&parsed, server_name)?,
         }
@@ -280,5 +295,32 @@ impl ServerCertVerifier for SpiffeServerVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dns_name_covers;
+
+    #[test]
+    fn wildcards_stand_for_one_label() {
+        for (presented, host) in [
+            ("a.example.com", "A.example.com"),
+            ("*.example.com", "a.example.com"),
+            ("*.Example.com", "b.example.COM"),
+        ] {
+            assert!(dns_name_covers(presented, host), "{presented} {host}");
+        }
+        for (presented, host) in [
+            ("*.example.com", "example.com"),
+            ("*.example.com", "a.b.example.com"),
+            ("*.example.com", ".example.com"),
+            ("*.com", "example.com"),
+            ("*", "example.com"),
+            ("a*.example.com", "ab.example.com"),
+            ("example.com", "a.example.com"),
+        ] {
+            assert!(!dns_name_covers(presented, host), "{presented} {host}");
+        }
     }
 }

@@ -96,6 +96,9 @@ impl SecretSet {
     /// See [`SecretError`].
     pub fn server(&self, context: &model::ServerTls) -> Result<ServerTls, SecretError> {
         let mut identity = self.pair(&context.certificate)?.clone();
+        if !context.ciphers.is_empty() {
+            identity = identity.with_tls12_suites(&context.ciphers);
+        }
         let client_auth = match &context.trust_bundle {
             None if context.require_client_certificate => {
                 return Err(SecretError::Unsupported(
@@ -140,12 +143,15 @@ impl SecretSet {
         alpn: &[String],
         provider: &Arc<CryptoProvider>,
     ) -> Result<Arc<ClientConfig>, SecretError> {
-        let Some(bundle_name) = &context.trust_bundle else {
-            return Err(SecretError::Unsupported(
-                "a server without verification (insecureSkipVerify)".into(),
-            ));
+        let bundle = match &context.trust_bundle {
+            Some(name) => self.bundle(name)?,
+            None if context.server_sans.is_empty() => TrustBundle::none(),
+            None => {
+                return Err(SecretError::Unsupported(
+                    "names of a server whose certificate is not verified".into(),
+                ));
+            }
         };
-        let bundle = self.bundle(bundle_name)?;
         let identity = match &context.certificate {
             Some(name) => self.pair(name)?.with_bundle(bundle),
             None => TlsIdentity::anonymous(bundle, provider.clone()),
@@ -159,10 +165,12 @@ impl SecretSet {
                 }
             }
         }
-        let expected = if names.is_empty() && bundle_name != SECRET_ROOT {
-            ExpectedServer::ServerName
-        } else {
-            ExpectedServer::from_names(names)
+        let expected = match context.trust_bundle.as_deref() {
+            // `insecureSkipVerify`, said by the user in so many words.
+            None => ExpectedServer::Anyone,
+            Some(SECRET_ROOT) => ExpectedServer::from_names(names),
+            Some(_) if names.is_empty() => ExpectedServer::ServerName,
+            Some(_) => ExpectedServer::from_names(names),
         };
         Ok(identity.client(&ClientTlsOptions {
             expected,
@@ -257,7 +265,14 @@ impl Secrets {
         }
     }
 
-    /// Secrets delivered by the control plane. All or none are taken.
+    /// Roots of the operating system, under the name by which clusters refer to them.
+    pub fn set_bundle(&self, name: &str, bundle: TrustBundle) {
+        self.update(|set| {
+            set.bundles.insert(name.to_string(), bundle);
+        });
+    }
+
+    /// Secrets delivered by the control plane, or read from files. All or none are taken.
     ///
     /// # Errors
     /// The first secret that cannot be used.

@@ -5,4 +5,5 @@
 pub mod certs;
 pub mod control_plane;
 pub mod dns;
+pub mod files;
 pub mod xds;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
-use mantlet_model::cluster::Discovery;
+use mantlet_model::cluster::{ClusterTls, Discovery};
 use mantlet_model::snapshot::ProxySnapshot;
 use mantlet_runtime::ReadyTask;
 use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client_reporting};
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
-use super::{control_plane, dns};
+use super::{control_plane, dns, files};
 use crate::config::{Config, Resolved};
 use crate::settings::{ISTIO_VERSION, Role, Settings};
 use crate::worker::Shared;
@@ -101,9 +101,17 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
         unknown_keys,
         CancellationToken::new(),
     ));
+    let shared_files = shared.clone();
     let mut staged = Staged::new(shared, Some(ready), settings.role == Role::Sidecar);
     let (names, mut resolved) = dns::start();
+    let in_files = files::start(shared_files);
     loop {
+        in_files.send_if_modified(|now| {
+            let wanted = staged.files();
+            let changed = *now != wanted;
+            *now = wanted;
+            changed
+        });
         names.send_if_modified(|now| {
             let wanted = staged.names();
             let changed = *now != wanted;
@@ -187,6 +195,24 @@ impl Staged {
             .filter(|e| e.address.parse::<IpAddr>().is_err())
             .map(|e| e.address.clone())
             .collect()
+    }
+
+    /// Secrets that the configuration says are in files.
+    fn files(&self) -> BTreeSet<String> {
+        let servers = self.snapshot.listeners.values().flat_map(|l| l.all_chains());
+        let servers = servers.filter_map(|chain| chain.tls.as_ref());
+        let servers = servers.flat_map(|tls| [Some(&tls.certificate), tls.trust_bundle.as_ref()]);
+        let clients = self
+            .snapshot
+            .clusters
+            .values()
+            .filter_map(|cluster| match &cluster.tls {
+                ClusterTls::Always(tls) | ClusterTls::Auto(tls) => Some(tls),
+                ClusterTls::Plain => None,
+            });
+        let clients = clients.flat_map(|tls| [tls.certificate.as_ref(), tls.trust_bundle.as_ref()]);
+        let names = servers.chain(clients).flatten();
+        names.filter(|name| files::is_file(name)).cloned().collect()
     }
 
     /// New addresses of those names.
