@@ -13,6 +13,7 @@ use mantlet_identity::PeerCertificate;
 use mantlet_model::authz::{Engine, Verdict};
 use mantlet_model::ext_authz::{ExtAuthz, Then};
 use mantlet_model::listener::{ConnectionFacts, Transport};
+use mantlet_model::names::VIRTUAL_INBOUND;
 use mantlet_net::sockopt::reset_on_close;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -270,6 +271,10 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
             }
         }
     };
+    if tls.is_none() && &*facts.listener == VIRTUAL_INBOUND {
+        let telemetry = &worker.shared.telemetry;
+        telemetry.plaintext.remember(facts.source, facts.destination.port());
+    }
     let downstream = Rc::new(Downstream {
         worker: worker.clone(),
         facts,

@@ -37,6 +37,7 @@ pub(super) fn routes(settings: &Arc<Settings>, shared: &Arc<Shared>, readiness: 
         .route("/listeners", page(listeners))
         .route("/server_info", page(server_info))
         .route("/mantlet/denials", page(|shared, _| json!(shared.telemetry.denials())))
+        .route("/mantlet/plaintext", page(|shared, _| shared.telemetry.plaintext.all()))
         .route("/clusters", move |_| {
             let body = cluster_lines(&clusters);
             async move { respond(StatusCode::OK, "text/plain; charset=utf-8", body) }

@@ -1,4 +1,4 @@
-//! Telemetry: Istio's metrics, the access log, remembered denials.
+//! Telemetry: Istio's metrics, the access log, remembered denials and plaintext callers.
 //!
 //! Workers count through handles of their own ([`WorkerTelemetry`]); what they share ([`Telemetry`]) is written only when
 //! a series is new, a request was denied, or a batch of log lines is handed over.
@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod flags;
 pub mod format;
 pub mod metrics;
+pub mod plaintext;
 pub mod record;
 
 use std::cell::RefCell;
@@ -37,6 +38,8 @@ pub struct Telemetry {
     pub local_metadata: Option<(http::HeaderValue, http::HeaderValue)>,
     /// Writer of access logs.
     pub log: LogWriter,
+    /// Callers without mutual TLS.
+    pub plaintext: plaintext::Plaintext,
     denials: Denials,
 }
 
@@ -46,6 +49,7 @@ impl Telemetry {
         Telemetry {
             families: Families::new(&registry),
             denials: Denials::new(&registry),
+            plaintext: plaintext::Plaintext::default(),
             local_metadata: exchange::encode(&local, node_id),
             local,
             registry,
