@@ -76,20 +76,20 @@ pub struct Diagnostic {
     /// What to do, if more can be said.
     pub hint: Option<Hint>,
     /// What could stand there instead, if that is a short list.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub allowed: Vec<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub allowed: Box<[String]>,
     /// The repair, if there is only one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<Fix>,
 }
 
 /// A repair that a program may do by itself, because nothing else can have been meant.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum Fix {
-    /// The key at the path becomes this one.
-    RenameKey(String),
-    /// The text at the path becomes this one.
-    Text(String),
+    /// The key at the path becomes what [`Hint::DidYouMean`] says.
+    RenameKey,
+    /// The text at the path becomes what [`Hint::DidYouMean`] says.
+    Text,
     /// What is at the path becomes the only item of a list.
     Wrap,
     /// What is at the path becomes a text, as it is written.
@@ -115,7 +115,7 @@ impl Diagnostic {
             path: path.into(),
             message: message.into(),
             hint: None,
-            allowed: Vec::new(),
+            allowed: Box::default(),
             fix: None,
         }
     }
@@ -204,8 +204,15 @@ pub fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str
     nearest(name, candidates).map(|(near, _)| Hint::DidYouMean(near.to_string()))
 }
 
+/// Longest name that is compared with others, bytes.
+const MAX_MISSPELT: usize = 128;
+
 /// As [`did_you_mean`]; true if no other candidate is as near, so that a repair may take it.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<(&'a str, bool)> {
+    // Nobody misspells at such length, and the distance costs the product of both lengths.
+    if name.len() > MAX_MISSPELT {
+        return None;
+    }
     let lower = name.to_lowercase();
     let mut near: Vec<(usize, &str)> = candidates
         .into_iter()

@@ -58,6 +58,7 @@ pub fn document(value: &Value) -> Vec<Diagnostic> {
     // What the kind's rules say of an object is a consequence where a field of it is misspelt, and wrong where a value does not decode.
     let own: Vec<Diagnostic> = validate::object(value)
         .into_iter()
+        .take(10 * MAX_FINDINGS)
         .filter(|f| f.code != Code::UNKNOWN_FIELD)
         .filter(|f| f.code != Code::DECODE || !undecodable)
         .filter(|f| !unknown.iter().any(|path| inside(path, &f.path)) && !covered(&findings, &f.path))
@@ -176,14 +177,14 @@ fn unknown_kind(kind_name: &str, api_version: &str) -> Option<Diagnostic> {
             return Some(
                 finding("apiVersion", message)
                     .with_hint(Some(Hint::DidYouMean(row.api_version())))
-                    .with_fix(Some(Fix::Text(row.api_version()))),
+                    .with_fix(Some(Fix::Text)),
             );
         }
         let near = nearest(kind_name, rows.iter().map(|row| row.kind));
         return Some(
             finding("kind", message)
                 .with_hint(near.map(|(name, _)| Hint::DidYouMean(name.into())))
-                .with_fix(near.filter(|(_, only)| *only).map(|(name, _)| Fix::Text(name.into())))
+                .with_fix(near.filter(|(_, only)| *only).map(|_| Fix::Text))
                 .with_allowed(rows.iter().map(|row| row.kind)),
         );
     }
@@ -196,7 +197,7 @@ fn unknown_kind(kind_name: &str, api_version: &str) -> Option<Diagnostic> {
         (Some(row), _) => Some(
             finding("apiVersion", message)
                 .with_hint(Some(Hint::DidYouMean(row.api_version())))
-                .with_fix(Some(Fix::Text(row.api_version()))),
+                .with_fix(Some(Fix::Text)),
         ),
         (None, Some(near)) if group.ends_with("istio.io") || near.contains("istio") => Some(
             finding("apiVersion", message)
@@ -230,6 +231,9 @@ fn metadata(value: &Value, kind_name: &str) -> Vec<Diagnostic> {
         if METADATA.contains(&key.as_str()) {
             continue;
         }
+        if findings.len() >= MAX_FINDINGS {
+            return findings;
+        }
         let near = nearest(key, METADATA);
         let free = near.filter(|(name, only)| *only && !metadata.contains_key(*name));
         let mut finding = Diagnostic::new(
@@ -239,7 +243,7 @@ fn metadata(value: &Value, kind_name: &str) -> Vec<Diagnostic> {
             format!("unknown field {key:?}"),
         )
         .with_hint(near.map(|(name, _)| Hint::DidYouMean(name.into())))
-        .with_fix(free.map(|(name, _)| Fix::RenameKey(name.into())));
+        .with_fix(free.map(|_| Fix::RenameKey));
         if finding.hint.is_none() && inner.is_string() {
             finding.hint = Some(Hint::Advice(
                 "if it is a label or an annotation, it belongs below labels: or annotations:".into(),
@@ -280,7 +284,7 @@ fn metadata(value: &Value, kind_name: &str) -> Vec<Diagnostic> {
         match metadata.get(key) {
             None | Some(Value::Null) => {}
             Some(Value::Object(map)) => {
-                for (name, inner) in map.iter().filter(|(_, inner)| !inner.is_string()) {
+                for (name, inner) in map.iter().filter(|(_, inner)| !inner.is_string()).take(MAX_FINDINGS) {
                     findings.push(
                         decode(
                             &format!("metadata.{key}[{name}]"),
@@ -327,7 +331,7 @@ fn name_finding(path: &str, text: &str, label: bool, kind_name: &str) -> Option<
         )
         .with_allowed([rule])
         .with_hint(near.clone().map(Hint::DidYouMean))
-        .with_fix(near.map(Fix::Text)),
+        .with_fix(near.map(|_| Fix::Text)),
     )
 }
 
@@ -362,7 +366,7 @@ fn unknown_top(value: &Value, row: &Kind) -> Vec<Diagnostic> {
         .map(|fields| fields.keys().map(String::as_str).collect())
         .unwrap_or_default();
     let mut findings = Vec::new();
-    for key in map.keys().filter(|key| !TOP.contains(&key.as_str())) {
+    for key in map.keys().filter(|key| !TOP.contains(&key.as_str())).take(MAX_FINDINGS) {
         let finding = Diagnostic::new(
             Code::UNKNOWN_FIELD,
             Severity::Error,
@@ -384,7 +388,7 @@ fn unknown_top(value: &Value, row: &Kind) -> Vec<Diagnostic> {
         } else if let Some((name, only)) = near_top {
             finding
                 .with_hint(Some(Hint::DidYouMean(name.into())))
-                .with_fix(only.then(|| Fix::RenameKey(name.into())))
+                .with_fix(only.then_some(Fix::RenameKey))
         } else if let Some((name, _)) = nearest(key, spec_fields.iter().copied()) {
             finding.with_hint(Some(Hint::Advice(format!(
                 "did you mean {name:?}? It belongs below spec:, indented by two spaces more"
@@ -521,6 +525,9 @@ fn object(map: &serde_json::Map<String, Value>, schema: &Value, path: &str, find
         ));
     }
     for (key, inner) in map {
+        if findings.len() >= MAX_FINDINGS {
+            return;
+        }
         if let Some(inner_schema) = properties.and_then(|p| p.get(key)) {
             walk(inner, inner_schema, &format!("{path}.{key}"), findings);
         } else if let Some(inner_schema) = additional {
@@ -541,7 +548,7 @@ fn object(map: &serde_json::Map<String, Value>, schema: &Value, path: &str, find
                 )
                 .with_hint(near.map(|(name, _)| Hint::DidYouMean(name.into())))
                 .with_allowed(known)
-                .with_fix(free.map(|(name, _)| Fix::RenameKey(name.into()))),
+                .with_fix(free.map(|_| Fix::RenameKey)),
             );
             // What is in it can be told already.
             if let Some(inner_schema) = free.and_then(|(name, _)| properties?.get(name)) {
@@ -563,7 +570,7 @@ fn string(text: &str, schema: &Value, path: &str, findings: &mut Vec<Diagnostic>
             findings.push(
                 Diagnostic::new(Code::DECODE, Severity::Error, path, format!("unknown value {text:?}"))
                     .with_hint(near.map(|(name, _)| Hint::DidYouMean(name.into())))
-                    .with_fix(near.filter(|(_, only)| *only).map(|(name, _)| Fix::Text(name.into())))
+                    .with_fix(near.filter(|(_, only)| *only).map(|_| Fix::Text))
                     .with_allowed(names),
             );
         }
@@ -595,7 +602,7 @@ pub(crate) fn typographic_quotes(text: &str, path: &str) -> Option<Diagnostic> {
             format!("the typographic quotes are part of the value {text:?}"),
         )
         .with_hint(Some(Hint::DidYouMean(inner.into())))
-        .with_fix(Some(Fix::Text(inner.into()))),
+        .with_fix(Some(Fix::Text)),
     )
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Edits come from the [`Fix`]es of findings, are cut into the text at the places of the tree, and keep the rest of each line.
 
-use crate::diagnostic::{Diagnostic, Fix};
+use crate::diagnostic::{Diagnostic, Fix, Hint};
 use crate::spans::{Content, Node};
 
 /// A piece of the text and what replaces it.
@@ -43,8 +43,13 @@ pub(super) fn apply(text: &str, tree: &Node, findings: &[Diagnostic]) -> Option<
 }
 
 fn edit(text: &str, tree: &Node, finding: &Diagnostic) -> Option<Edit> {
-    match finding.fix.as_ref()? {
-        Fix::RenameKey(new) => {
+    let meant = || match &finding.hint {
+        Some(Hint::DidYouMean(new)) => Some(new),
+        _ => None,
+    };
+    match finding.fix? {
+        Fix::RenameKey => {
+            let new = meant()?;
             let (at, whole) = tree.locate(&finding.path);
             let old = finding.path.rsplit('.').next().unwrap_or_default();
             // The key's own place and extent, from the map around it.
@@ -57,7 +62,8 @@ fn edit(text: &str, tree: &Node, finding: &Diagnostic) -> Option<Edit> {
                 what: format!("{old:?} becomes {new:?}"),
             })
         }
-        Fix::Text(new) => {
+        Fix::Text => {
+            let new = meant()?;
             let node = tree.at(&finding.path)?;
             let Content::Scalar { text: old, plain } = &node.content else {
                 return None;

@@ -141,6 +141,31 @@ fn comments_and_order_stay() {
     );
 }
 
+#[test]
+fn large_texts_are_bounded() {
+    let many = |lines: usize| {
+        let rules = "- to:\n- operation:\nmethods: [GET]\n".repeat(lines / 3);
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\nname: a\nspec:\nrules:\n{rules}"
+        )
+    };
+    // Test threads have small stacks; the search must not need a deep one.
+    let repair = document(&many(500));
+    assert_eq!(read(&repair.text).expect("YAML").errors.len(), 0, "{repair:?}");
+    assert!(document(&many(1_900)).refused.len() <= 1);
+    assert!(document(&many(30_000)).refused[0].contains("lines are not repaired"));
+    // Labels that could be anything: each line has one reading, and none of them is tried twice.
+    let labels: String = (0..300).map(|i| format!("l{i}: x\n")).collect();
+    let flat = format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\nname: a\nlabels:\n{labels}spec:\nmtls:\nmode: STRICT\n"
+    );
+    assert!(document(&flat).changes.len() == 1);
+    for hostile in ["[".repeat(100_000), "{a: ".repeat(50_000), "- ".repeat(50_000), "a:\n".repeat(50_000), format!("{}: b\nc: d\n", "k".repeat(500_000)),
+        "a: &x [1]\nb: &y [*x,*x,*x,*x,*x,*x,*x,*x]\nc: &z [*y,*y,*y,*y,*y,*y,*y,*y]\nd: &w [*z,*z,*z,*z,*z,*z,*z,*z]\ne: [*w,*w,*w,*w,*w,*w,*w,*w]\n".into()] {
+        assert_eq!(document(&hostile).text, hostile);
+    }
+}
+
 /// Policies to flatten.
 fn policy() -> impl Strategy<Value = Value> {
     let word = "[a-z][a-z0-9]{0,5}";

@@ -151,7 +151,8 @@ fn json_for_programs() {
     assert_eq!(list[0]["column"], 9);
     assert_eq!(list[0]["object"], "AuthorizationPolicy/a/p");
     assert_eq!(list[0]["code"], "MNT0001");
-    assert_eq!(list[0]["fix"]["RenameKey"], "paths");
+    assert_eq!(list[0]["fix"], "RenameKey");
+    assert_eq!(list[0]["hint"]["DidYouMean"], "paths");
 }
 
 #[test]
