@@ -44,11 +44,12 @@ pub fn authentication(world: &World, target: Target<'_>) -> Option<JwtAuthn> {
     (!providers.is_empty()).then_some(JwtAuthn { providers })
 }
 
-/// Policies that bind a workload: of the root namespace first, then of its own, each oldest first (S3.1).
+/// Policies that bind a workload: of the root namespace first, then of its own, each oldest first (S3.1). Those that former kinds were
+/// converted to count where none of today's does.
 pub fn bound<'a>(world: &'a World, target: Target<'a>) -> impl Iterator<Item = &'a Config<RequestAuthentication>> {
     let root = world.mesh().root_namespace.as_str();
     let own = (target.namespace != root).then_some(target.namespace);
-    std::iter::once(root)
+    let all = std::iter::once(root)
         .chain(own)
         .flat_map(|namespace| world.request_authentications(namespace))
         .map(|config| &**config)
@@ -60,7 +61,8 @@ pub fn bound<'a>(world: &'a World, target: Target<'a>) -> impl Iterator<Item = &
                 &config.spec.target_refs,
                 target,
             )
-        })
+        });
+    crate::legacy::in_force(all.collect()).into_iter()
 }
 
 /// What of a policy is not in force as written, for its status. Keys that are still being fetched are not told here.

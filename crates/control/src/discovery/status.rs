@@ -89,9 +89,13 @@ pub async fn run(client: Client, hub: Hub, board: Board, mut jobs: mpsc::Unbound
         tokio::select! {
             job = jobs.recv() => match job {
                 Some(job) => {
-                    former.remember(&job);
+                    let of_former_kind = former.remember(&job);
                     asking.remember(&job);
                     examine(&client, &hub, &mut pending, job).await;
+                    // One can change what others of its kinds mean; after a burst of them once.
+                    if of_former_kind && jobs.is_empty() {
+                        former.look_again(&client, &hub, &mut pending).await;
+                    }
                 }
                 None => return,
             },
@@ -127,8 +131,10 @@ struct FormerJobs {
 }
 
 impl FormerJobs {
-    fn remember(&mut self, job: &StatusJob) {
+    /// Takes note of a job; whether it is one of a former kind.
+    fn remember(&mut self, job: &StatusJob) -> bool {
         if job.kind.is_former() {
+            self.seen = None;
             let origin = Origin {
                 kind: job.kind,
                 namespace: job.namespace.clone(),
@@ -136,6 +142,7 @@ impl FormerJobs {
             };
             self.jobs.insert(origin, job.clone());
         }
+        job.kind.is_former()
     }
 
     async fn look_again(&mut self, client: &Client, hub: &Hub, pending: &mut Pending) {
@@ -154,7 +161,7 @@ impl FormerJobs {
         };
         self.seen = Some(revision);
         self.jobs.retain(|origin, _| problems.contains_key(origin));
-        for (origin, job) in &self.jobs {
+        for (origin, job) in &mut self.jobs {
             let key = (job.kind, job.namespace.clone(), job.name.clone());
             match problems.get(origin).map(Vec::as_slice) {
                 Some([]) => {
@@ -164,7 +171,14 @@ impl FormerJobs {
                 }
                 Some(problems) => {
                     pending.remove(&key);
-                    settle(client, job, "False", &problems.join("; ")).await;
+                    let message = problems.join("; ");
+                    settle(client, job, "False", &message).await;
+                    // What the watch will tell; until then it is not written again.
+                    job.current = Some(Current {
+                        status: "False".into(),
+                        message,
+                        generation: job.generation.to_string(),
+                    });
                 }
                 None => {}
             }
