@@ -16,6 +16,19 @@ pub enum BadPath {
     /// `%00`: programs in C would cut the path there.
     #[error("the path holds an encoded NUL")]
     EncodedNul,
+    /// Bytes that RFC 3986 does not allow and that programs read in different ways.
+    #[error("the path holds bytes other than printable ASCII")]
+    NotAscii,
+}
+
+/// Whether every byte of a request target is printable ASCII.
+pub fn is_printable(target: &str) -> bool {
+    target.bytes().all(|b| (0x21..0x7f).contains(&b))
+}
+
+/// Printable characters that no path holds as such; they are percent-encoded, as Envoy does.
+fn must_be_encoded(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
 }
 
 /// The normal form of a path without query. Borrowed when nothing changes, which is nearly always.
@@ -31,6 +44,9 @@ pub fn normalize(path: &str, mode: PathNormalization) -> Result<Cow<'_, str>, Ba
     if !path.starts_with('/') {
         return Err(BadPath::NotAbsolute);
     }
+    if !is_printable(path) {
+        return Err(BadPath::NotAscii);
+    }
     let mut suspicious = false;
     let bytes = path.as_bytes();
     for (i, byte) in bytes.iter().enumerate() {
@@ -42,6 +58,7 @@ pub fn normalize(path: &str, mode: PathNormalization) -> Result<Cow<'_, str>, Ba
                 suspicious = true;
             }
             b'\\' => suspicious = true,
+            byte if must_be_encoded(*byte) => suspicious = true,
             b'/' => suspicious |= matches!(bytes.get(i + 1), Some(b'.' | b'/')),
             _ => {}
         }
@@ -54,11 +71,21 @@ pub fn normalize(path: &str, mode: PathNormalization) -> Result<Cow<'_, str>, Ba
         mode,
         PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes
     );
-    let mut out = remove_dot_segments(&decode(bytes, decode_slashes));
+    let bytes = if decode_slashes {
+        unescape_slashes(bytes)
+    } else {
+        bytes.to_vec()
+    };
+    let mut out = remove_dot_segments(&decode(&without_parameters(&bytes)));
     if merge {
+        let only_slashes = out.len() > 1 && out.iter().all(|b| *b == b'/');
         out.dedup_by(|next, previous| *next == b'/' && *previous == b'/');
+        if only_slashes {
+            // Envoy keeps the first and the last slash of a path without segments, and policies see that.
+            out.push(b'/');
+        }
     }
-    // Only ASCII was decoded or removed, so the rest is the UTF-8 it was.
+    // All of it is ASCII.
     match String::from_utf8(out) {
         Ok(text) if text == path => Ok(Cow::Borrowed(path)),
         Ok(text) => Ok(Cow::Owned(text)),
@@ -66,9 +93,43 @@ pub fn normalize(path: &str, mode: PathNormalization) -> Result<Cow<'_, str>, Ba
     }
 }
 
-/// Decodes unreserved characters and turns `\` into `/`; with `slashes`, `%2f` and `%5c` too. Decoded bytes are not looked
+/// `%2f` and `%5c` as the characters that they stand for.
+fn unescape_slashes(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, after)) = rest.split_first() {
+        let slash = match rest.get(..3) {
+            Some([b'%', b'2', b'f' | b'F']) => Some(b'/'),
+            Some([b'%', b'5', b'c' | b'C']) => Some(b'\\'),
+            _ => None,
+        };
+        out.push(slash.unwrap_or(*first));
+        rest = if slash.is_some() { &rest[3..] } else { after };
+    }
+    out
+}
+
+/// `..;x` is `..`: parameters of a dot segment are dropped, since programs in Java ignore them and walk up. Only literal
+/// dots, as Envoy 1.40 has it.
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    for (index, segment) in path.split(|b| *b == b'/').enumerate() {
+        if index > 0 {
+            out.push(b'/');
+        }
+        out.extend_from_slice(match segment {
+            [b'.', b';', ..] => b".",
+            [b'.', b'.', b';', ..] => b"..",
+            other => other,
+        });
+    }
+    out
+}
+
+/// Decodes unreserved characters, turns `\` into `/` and encodes what must not be in a path. Decoded bytes are not looked
 /// at again, so `%252e` stays.
-fn decode(path: &[u8], slashes: bool) -> Vec<u8> {
+fn decode(path: &[u8]) -> Vec<u8> {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut out = Vec::with_capacity(path.len());
     let mut i = 0;
     while i < path.len() {
@@ -77,19 +138,19 @@ fn decode(path: &[u8], slashes: bool) -> Vec<u8> {
             && let (Some(high), Some(low)) = (path.get(i + 1).and_then(hex), path.get(i + 2).and_then(hex))
         {
             let value = high << 4 | low;
-            let known = value.is_ascii_alphanumeric() || matches!(value, b'-' | b'.' | b'_' | b'~');
-            if known {
+            if value.is_ascii_alphanumeric() || matches!(value, b'-' | b'.' | b'_' | b'~') {
                 out.push(value);
                 i += 3;
                 continue;
             }
-            if slashes && matches!(value, b'/' | b'\\') {
-                out.push(b'/');
-                i += 3;
-                continue;
-            }
         }
-        out.push(if byte == b'\\' { b'/' } else { byte });
+        match byte {
+            b'\\' => out.push(b'/'),
+            byte if must_be_encoded(byte) => {
+                out.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            }
+            byte => out.push(byte),
+        }
         i += 1;
     }
     out
@@ -160,7 +221,24 @@ mod tests {
             ["/app//../admin", "/app/admin", "/app/admin", "/app/admin"],
         ),
         ("/app//../../admin", ["/app//../../admin", "/admin", "/admin", "/admin"]),
-        ("/..;/admin", ["/..;/admin", "/..;/admin", "/..;/admin", "/..;/admin"]),
+        ("/..;/admin", ["/..;/admin", "/admin", "/admin", "/admin"]),
+        ("/a/..;x=1/b", ["/a/..;x=1/b", "/b", "/b", "/b"]),
+        ("/a/.;/b", ["/a/.;/b", "/a/b", "/a/b", "/a/b"]),
+        ("/a//..;/b", ["/a//..;/b", "/a/b", "/a/b", "/a/b"]),
+        ("/a/...;/b", ["/a/...;/b", "/a/...;/b", "/a/...;/b", "/a/...;/b"]),
+        ("/a/%2e%2e;/b", ["/a/%2e%2e;/b", "/a/..;/b", "/a/..;/b", "/a/..;/b"]),
+        ("/a/..;%2fb", ["/a/..;%2fb", "/", "/", "/b"]),
+        ("/a%2f..;/b", ["/a%2f..;/b", "/a%2f..;/b", "/a%2f..;/b", "/b"]),
+        ("/a/..;x%5cy/b", ["/a/..;x%5cy/b", "/b", "/b", "/b"]),
+        ("/a\\..;/b", ["/a\\..;/b", "/a/..;/b", "/a/..;/b", "/a/..;/b"]),
+        (
+            "/a\"b|{c}",
+            ["/a\"b|{c}", "/a%22b%7C%7Bc%7D", "/a%22b%7C%7Bc%7D", "/a%22b%7C%7Bc%7D"],
+        ),
+        (
+            "/a^`<>",
+            ["/a^`<>", "/a%5E%60%3C%3E", "/a%5E%60%3C%3E", "/a%5E%60%3C%3E"],
+        ),
         (
             "/...//admin",
             ["/...//admin", "/...//admin", "/.../admin", "/.../admin"],
@@ -197,6 +275,8 @@ mod tests {
             assert_eq!(normalize("/a%00b", mode), Err(BadPath::EncodedNul));
             assert_eq!(normalize("a/b", mode), Err(BadPath::NotAbsolute));
             assert_eq!(normalize("", mode), Err(BadPath::NotAbsolute));
+            assert_eq!(normalize("/\u{fc}", mode), Err(BadPath::NotAscii));
+            assert_eq!(normalize("/a\u{7f}", mode), Err(BadPath::NotAscii));
         }
     }
 

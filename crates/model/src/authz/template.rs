@@ -13,6 +13,12 @@ enum Token {
     Any,
 }
 
+/// What `{*}` and `{**}` stand for: the characters of a path segment in RFC 3986 without `*`, as Envoy has it. Other ones
+/// occur in paths that are not normalised.
+fn is_segment_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&byte)
+}
+
 /// Bounds the work of [`Template::matches`]; Envoy allows no more operators either.
 const MAX_OPERATORS: usize = 5;
 
@@ -83,7 +89,7 @@ fn run(tokens: &[Token], path: &[u8]) -> bool {
     match first {
         Token::Literal(text) => path.strip_prefix(text.as_bytes()).is_some_and(|after| run(rest, after)),
         Token::One => {
-            let length = path.iter().take_while(|b| **b != b'/').count();
+            let length = path.iter().take_while(|b| is_segment_byte(**b)).count();
             (1..=length).rev().any(|n| run(rest, &path[n..]))
         }
         // `{**}` is the last operator: what follows is one literal at most.
@@ -92,7 +98,8 @@ fn run(tokens: &[Token], path: &[u8]) -> bool {
                 [Token::Literal(text)] => text.as_bytes(),
                 _ => b"",
             };
-            path.ends_with(tail)
+            path.strip_suffix(tail)
+                .is_some_and(|text| text.iter().all(|b| *b == b'/' || is_segment_byte(*b)))
         }
     }
 }
