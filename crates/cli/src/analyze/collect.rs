@@ -58,11 +58,22 @@ const LEGACY: [(&str, &str, &str, &str); 6] = [
     ("rbac.istio.io", "v1alpha1", "rbacconfigs", "RbacConfig"),
 ];
 
-/// All objects that analyzers look at. Lists that are refused come back as findings, because then the answer is incomplete.
-pub async fn cluster(client: &Client, istio_namespace: &str) -> (Vec<Resource>, Vec<Finding>) {
+/// What was read of a cluster.
+pub struct Collected {
+    /// All objects that analyzers look at.
+    pub resources: Vec<Resource>,
+    /// Lists that were refused, as findings: then the answer is incomplete.
+    pub trouble: Vec<Finding>,
+    /// Whether Secrets could be read. Users often may not, and little depends on them.
+    pub secrets: bool,
+}
+
+/// All objects that analyzers look at.
+pub async fn cluster(client: &Client, istio_namespace: &str) -> Collected {
     let istio = kind::KINDS.iter().map(|k| (k.group, k.versions[0], k.plural, k.kind));
     let mut resources = Vec::new();
     let mut trouble = Vec::new();
+    let mut secrets = true;
     let mut seen = BTreeSet::new();
     for (group, version, plural, kind) in KUBERNETES.into_iter().chain(istio).chain(LEGACY) {
         if !seen.insert((group, plural)) {
@@ -85,6 +96,7 @@ pub async fn cluster(client: &Client, istio_namespace: &str) -> (Vec<Resource>, 
             }
             // Not installed.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(kube::Error::Api(status)) if status.code == 403 && kind == "Secret" => secrets = false,
             Err(error) => trouble.push(Finding {
                 message: &table::INTERNAL_ERROR,
                 kind: kind.to_string(),
@@ -96,7 +108,11 @@ pub async fn cluster(client: &Client, istio_namespace: &str) -> (Vec<Resource>, 
             }),
         }
     }
-    (resources, trouble)
+    Collected {
+        resources,
+        trouble,
+        secrets,
+    }
 }
 
 async fn list(api: &Api<DynamicObject>) -> Result<Vec<DynamicObject>, kube::Error> {

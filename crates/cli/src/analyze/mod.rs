@@ -64,6 +64,9 @@ pub struct Args {
     /// Colours; accepted for compatibility, output has none
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set, hide = true)]
     color: bool,
+    /// Accepted for compatibility: files of other kinds in directories are left out anyway
+    #[arg(long, hide = true)]
+    ignore_unknown: bool,
     /// Also say what was read
     #[arg(short, long)]
     verbose: bool,
@@ -141,13 +144,14 @@ pub fn run(args: &Args) -> Result<Answer> {
     }
     inspect::ask(async |mesh| {
         let namespace = args.namespace.clone().unwrap_or_else(|| mesh.namespace.clone());
-        let (mut resources, trouble) = collect::cluster(&mesh.client, &args.istio_namespace).await;
-        resources.extend(mesh_file(args)?);
-        resources.extend(texts.resources(&namespace));
-        let mut input = Input::new(resources, &args.istio_namespace, true);
+        let mut collected = collect::cluster(&mesh.client, &args.istio_namespace).await;
+        collected.resources.extend(mesh_file(args)?);
+        collected.resources.extend(texts.resources(&namespace));
+        let mut input = Input::new(collected.resources, &args.istio_namespace, true);
+        input.secrets = collected.secrets;
         let only = (!args.all_namespaces).then_some(namespace.as_str());
         input.localhost_ports = collect::localhost_ports(&mesh.client, &input, only).await;
-        finish(args, &texts, &input, trouble, only, &suppressed)
+        finish(args, &texts, &input, collected.trouble, only, &suppressed)
     })
 }
 
@@ -275,6 +279,9 @@ fn finish(
         (_, None) => "all namespaces".to_string(),
     };
     let mut errors = String::new();
+    if !input.secrets {
+        errors.push_str("Secrets may not be read by you; credentials of gateways were not looked at.\n");
+    }
     if args.verbose {
         errors.push_str(&format!("Analyzed {} objects.\n", input.resources.len()));
     }

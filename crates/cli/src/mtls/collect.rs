@@ -1,4 +1,4 @@
-//! Asks the cluster and the proxies: pods, metrics of the receiving side, addresses of plaintext callers from access logs.
+//! Asks the cluster and the proxies: pods, metrics of the receiving side, addresses of plaintext callers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,11 +52,18 @@ pub async fn facts(client: &Client, istio_namespace: &str) -> Result<Facts> {
         .buffer_unordered(PARALLEL)
         .collect()
         .await;
-    let by_ip: BTreeMap<String, String> = facts
+    let by_ip: BTreeMap<String, Peer> = facts
         .pods
         .iter()
         .filter(|(_, p)| !p.ip.is_empty())
-        .map(|((namespace, name), p)| (p.ip.clone(), format!("pod {namespace}/{name}")))
+        .map(|((namespace, name), p)| {
+            let workload = facts.world.pod(namespace, name);
+            let peer = Peer {
+                pod: format!("pod {namespace}/{name}"),
+                workload: workload.map(|w| format!("{}/{}", w.namespace, w.telemetry.name)),
+            };
+            (p.ip.clone(), peer)
+        })
         .collect();
     let mut flows: BTreeMap<(String, String, String, Option<u16>, &'static str), (u64, u64)> = BTreeMap::new();
     for (pod, stats) in answers {
@@ -245,15 +252,36 @@ fn parse_labels(text: &str) -> BTreeMap<String, String> {
     out
 }
 
-/// A plaintext caller that an access log names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The pod behind an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Peer {
+    pod: String,
+    /// `namespace/workload`, as flows name it.
+    workload: Option<String>,
+}
+
+/// A plaintext caller.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 pub(super) struct Caller {
     ip: String,
     port: u16,
 }
 
-/// Addresses of plaintext callers, from the proxy's access log; none where it writes no log or another format.
+/// Addresses of plaintext callers: from the proxy itself, or from its access log where it does not know (Envoy).
 async fn callers(client: &Client, pod: &Pod) -> BTreeSet<Caller> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        callers: Vec<Caller>,
+    }
+    if let Ok(answer) = target::ask_proxy(client, pod, "/mantlet/plaintext").await
+        && let Ok(answer) = serde_json::from_slice::<Answer>(&answer)
+    {
+        return answer
+            .callers
+            .into_iter()
+            .filter(|c| !PROXY_PORTS.contains(&c.port))
+            .collect();
+    }
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let params = LogParams {
         container: Some(PROXY_CONTAINER.into()),
@@ -299,21 +327,33 @@ pub(super) fn caller(line: &str) -> Option<Caller> {
     })
 }
 
-/// Replaces "unknown" by the addresses that the log names. Counts stay with one line per destination, because the log holds only its
-/// newest part: the first address takes them, the others are named with it.
+/// Replaces "unknown" by the addresses that are known. Metrics count the callers without name together, so the addresses share one line.
 pub(super) fn with_addresses(
     flows: Vec<Flow>,
     callers: &BTreeSet<Caller>,
-    by_ip: &BTreeMap<String, String>,
+    by_ip: &BTreeMap<String, Peer>,
 ) -> Vec<Flow> {
-    let names: BTreeSet<String> = callers
+    // Callers with a sidecar say who they are in HTTP; those have lines of their own.
+    let named: BTreeSet<&str> = flows
+        .iter()
+        .filter(|f| f.plaintext > 0)
+        .map(|f| f.source.as_str())
+        .collect();
+    let unnamed: Vec<&Caller> = callers
+        .iter()
+        .filter(|c| {
+            let workload = by_ip.get(&c.ip).and_then(|p| p.workload.as_deref());
+            workload.is_none_or(|workload| !named.contains(workload))
+        })
+        .collect();
+    let names: BTreeSet<String> = unnamed
         .iter()
         .map(|c| match by_ip.get(&c.ip) {
-            Some(pod) => format!("{pod} ({})", c.ip),
+            Some(peer) => format!("{} ({})", peer.pod, c.ip),
             None => format!("address {}", c.ip),
         })
         .collect();
-    let ports: BTreeSet<u16> = callers.iter().map(|c| c.port).collect();
+    let ports: BTreeSet<u16> = unnamed.iter().map(|c| c.port).collect();
     let port = match ports.iter().collect::<Vec<_>>().as_slice() {
         [port] => Some(**port),
         _ => None,
@@ -382,7 +422,17 @@ other_total{reporter=\"destination\"} 5
             unit: "requests",
             ..Flow::default()
         };
-        let by_ip = BTreeMap::from([("10.244.0.5".to_string(), "pod default/legacy".to_string())]);
+        let peer = Peer {
+            pod: "pod default/legacy".into(),
+            workload: Some("default/legacy".into()),
+        };
+        let by_ip = BTreeMap::from([("10.244.0.5".to_string(), peer)]);
+        let of_sidecar = Flow {
+            source: "default/legacy".into(),
+            ..flow.clone()
+        };
+        let two = with_addresses(vec![of_sidecar, flow.clone()], &BTreeSet::from([found.clone()]), &by_ip);
+        assert_eq!(two[1].source, "unknown", "its line is there already");
         let named = with_addresses(vec![flow.clone()], &BTreeSet::from([found]), &by_ip);
         assert_eq!(named[0].source, "pod default/legacy (10.244.0.5)");
         assert_eq!(named[0].port, Some(3000));

@@ -696,8 +696,9 @@ fn deny_variants(case: &Case<'_>, out: &mut Report) {
             for value in &operation.paths {
                 let exact = !value.contains(['*', '{']) && value.len() > 1 && !value.ends_with('/');
                 let last = value.rsplit('/').next().unwrap_or_default();
-                // A file name is not served with a slash.
-                if !exact || last.contains('.') {
+                // A file name is not served with a slash, nor is a method of gRPC (`/package.Service/Method`).
+                let grpc = value.split('/').nth(1).is_some_and(|service| service.contains('.'));
+                if !exact || last.contains('.') || grpc {
                     continue;
                 }
                 let slashed = format!("{value}/");

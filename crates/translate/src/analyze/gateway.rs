@@ -65,6 +65,9 @@ fn credentials(
     out: &mut Report,
 ) {
     let namespaces: BTreeSet<&str> = pods.iter().map(|w| w.namespace.as_str()).collect();
+    if !input.secrets {
+        return;
+    }
     for name in names_of(server) {
         let path = format!("spec.servers[{index}].tls.credentialName");
         let secrets: Vec<&Resource> = namespaces

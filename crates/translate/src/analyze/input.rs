@@ -207,6 +207,8 @@ pub struct Input {
     pub localhost_ports: BTreeMap<(String, String), BTreeSet<u16>>,
     /// Whether the objects are all there are (a cluster), so that what is missing is really missing.
     pub complete: bool,
+    /// Whether Secrets could be read; without them nothing is said about credentials.
+    pub secrets: bool,
     by_kind: BTreeMap<String, Vec<usize>>,
     places: BTreeMap<Key, usize>,
     /// Services with a selector, and the selector, by namespace.
@@ -257,6 +259,7 @@ impl Input {
             workloads: Vec::new(),
             localhost_ports: BTreeMap::new(),
             complete,
+            secrets: true,
             by_kind,
             places,
             selecting: BTreeMap::new(),
