@@ -158,7 +158,8 @@ impl Builder<'_> {
         };
         match tls {
             Ok(tls) => cluster.tls = tls,
-            // Settings that Istio would silently turn into plaintext (S1.115, S1.116): nothing leaves instead.
+            // Settings that Istio would silently turn into plaintext (S1.115, S1.116), or that are not supported: nothing leaves
+            // instead.
             Err(Refusal) => return (cluster, None),
         }
         if original {
@@ -213,6 +214,10 @@ impl Builder<'_> {
                 given_sans()
             };
             return Ok(ClusterTls::Always(Box::new(tls::mesh_client(mesh, sni, names, http2))));
+        }
+        // A revoked certificate that is accepted is what the list was written against.
+        if !settings.ca_crl.is_empty() && settings.insecure_skip_verify != Some(true) {
+            return Err(Refusal);
         }
         let credential = (!settings.credential_name.is_empty()).then_some(settings.credential_name.as_str());
         if credential.is_some() && !self.secrets_allowed {

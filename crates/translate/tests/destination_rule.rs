@@ -484,6 +484,8 @@ fn s1_113_to_s1_115_one_way_and_mutual_tls() {
         json!({"mode": "MUTUAL"}),
         json!({"mode": "MUTUAL", "clientCertificate": "/c.pem"}),
         json!({"mode": "MUTUAL", "privateKey": "/k.pem"}),
+        // Revocation lists are not supported: accepting what they revoke would be worse than sending nothing.
+        json!({"mode": "SIMPLE", "caCrl": "/crl.pem"}),
     ] {
         assert_eq!(kind(&with_tls(settings.clone())), "refused", "{settings}");
     }

@@ -379,10 +379,10 @@ fn listener_references(listener: &Listener, out: &mut References) {
             out.insert((ResourceType::Secret, tls.certificate.clone()));
             out.extend(tls.trust_bundle.clone().map(|n| (ResourceType::Secret, n)));
         }
-        if let Filters::Http(http) = &chain.filters {
-            if let RouteSource::Named(name) = &http.routes {
-                out.insert((ResourceType::Routes, name.clone()));
-            }
+        if let Filters::Http(http) = &chain.filters
+            && let RouteSource::Named(name) = &http.routes
+        {
+            out.insert((ResourceType::Routes, name.clone()));
         }
     }
 }
