@@ -7,6 +7,7 @@
 
 pub mod ca;
 pub mod echo;
+pub mod jwt;
 pub mod netns;
 pub mod process;
 pub mod programs;

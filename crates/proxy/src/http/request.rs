@@ -48,6 +48,8 @@ pub struct Exchange {
     pub token: Option<Rc<jwt::Verified>>,
     /// Changes that external authorizers want in the response, whoever makes it.
     pub to_client: Vec<Change>,
+    /// Whether the connection cannot go on after the answer.
+    pub close: bool,
 }
 
 impl Exchange {
@@ -102,6 +104,7 @@ pub async fn handle(
         upgrade,
         token: None,
         to_client: Vec::new(),
+        close: false,
     };
     let Some(manager) = chosen.chain.http() else {
         let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "", "not_http", flags::NONE);
@@ -114,6 +117,9 @@ pub async fn handle(
     let body = RequestBody::new(body, progress);
     let mut response = steps(&mut exchange, manager, body, account).await;
     ext_authz::apply(response.headers_mut(), &exchange.to_client);
+    if exchange.close && on_the_wire < Version::HTTP_2 {
+        response = closing(response);
+    }
     if let (StatusCode::SWITCHING_PROTOCOLS, Some(follower)) = (response.status(), follower) {
         follow(&follower).stop();
     }
@@ -166,9 +172,9 @@ async fn steps(
     }
     // JWT before authorization, since its claims are attributes there.
     if let Err(reply) = authenticate(exchange) {
-        let challenge = challenge(exchange);
+        let challenge = challenge(exchange, &reply);
         let mut response = reply::respond(reply, exchange.grpc, &manager.server_name, account);
-        if let Ok(challenge) = challenge {
+        if let Some(challenge) = challenge {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         return response;
@@ -283,6 +289,9 @@ fn normalize(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Reply
     let Some(target) = uri.path_and_query() else {
         return Err(bad_request("missing_path_rejected"));
     };
+    if !path::is_printable(target.as_str()) {
+        return Err(bad_request("path_normalization_failed"));
+    }
     let normal =
         path::normalize(target.path(), manager.normalization).map_err(|_| bad_request("path_normalization_failed"))?;
     let rewritten = match (&normal, target.query()) {
@@ -367,6 +376,16 @@ fn authenticate(exchange: &mut Exchange) -> Result<(), Reply> {
     match outcome {
         Ok(None) => Ok(()),
         Ok(Some(accepted)) => {
+            // Envoy's answer, from its HTTP/1.1 encoder.
+            if let Some(name) = accepted.tokens.iter().find_map(|t| t.impossible.as_ref()) {
+                let body = format!("invalid header value for: {name}");
+                return Err(Reply::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    body,
+                    "jwt_claim_header_invalid",
+                    flags::NONE,
+                ));
+            }
             let parts = &mut exchange.parts;
             for name in &accepted.spent_headers {
                 parts.headers.remove(name);
@@ -394,12 +413,16 @@ fn authenticate(exchange: &mut Exchange) -> Result<(), Reply> {
 }
 
 /// `www-authenticate` of a refused token (S3.21).
-fn challenge(exchange: &Exchange) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+fn challenge(exchange: &Exchange, reply: &Reply) -> Option<HeaderValue> {
+    if reply.status == StatusCode::SERVICE_UNAVAILABLE {
+        return None;
+    }
     const MAX_PATH: usize = 256;
     let parts = &exchange.parts;
-    let scheme = match parts.headers.get(headers::XFP).map(HeaderValue::as_bytes) {
-        Some(b"https") => "https",
-        Some(b"http") => "http",
+    let proto = parts.headers.get(headers::XFP).map(HeaderValue::as_bytes);
+    let scheme = match proto {
+        Some(proto) if proto.eq_ignore_ascii_case(b"https") => "https",
+        Some(proto) if proto.eq_ignore_ascii_case(b"http") => "http",
         _ if exchange.downstream.tls.is_some() => "https",
         _ => "http",
     };
@@ -412,7 +435,7 @@ fn challenge(exchange: &Exchange) -> Result<HeaderValue, http::header::InvalidHe
     value.extend_from_slice(exchange.authority.as_bytes());
     value.extend_from_slice(&target[..target.len().min(MAX_PATH)]);
     value.extend_from_slice(b"\", error=\"invalid_token\"");
-    HeaderValue::from_bytes(&value)
+    HeaderValue::from_bytes(&value).ok()
 }
 
 fn authorize(exchange: &Exchange, account: &mut Account) -> Result<(), Reply> {

@@ -22,6 +22,8 @@ pub struct Verified {
     pub claims: Value,
     /// Headers for the application.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// A header whose claim cannot be a header value: the request cannot be forwarded.
+    pub impossible: Option<HeaderName>,
     /// Unix seconds of `nbf`.
     pub not_before: u64,
     /// Unix seconds of `exp`.

@@ -24,6 +24,17 @@ pub(super) enum Place {
     Cookie(String),
 }
 
+impl Place {
+    /// Whether taking this place's tokens away takes that one's away as well.
+    pub(super) fn carries(&self, other: &Place) -> bool {
+        match (self, other) {
+            (Place::Header { name, .. }, Place::Header { name: other, .. }) => name == other,
+            (Place::Parameter(name), Place::Parameter(other)) => name == other,
+            _ => false,
+        }
+    }
+}
+
 /// A token in a request.
 #[derive(Debug)]
 pub(super) struct Found<'a> {

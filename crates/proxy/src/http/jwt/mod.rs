@@ -124,65 +124,59 @@ impl Plan {
     /// Decides about a request; `now` in Unix seconds. `None` is "no token anywhere".
     ///
     /// # Errors
-    /// The most specific reason of the first provider that has one (S3.24).
+    /// The first reason that is more than an unknown issuer (S3.24).
     pub fn evaluate(&self, parts: &Parts, now: u64, cache: &mut Cache) -> Result<Option<Accepted>, Refused> {
+        let mut state = State::default();
         let mut refused: Option<Refused> = None;
-        let mut winner = None;
-        for (index, provider) in self.providers.iter().enumerate() {
-            let found = locate::find(&provider.places, parts);
-            if found.is_empty() {
-                continue;
+        let mut note = |reason: Refused| {
+            let better = refused.as_ref().is_none_or(|earlier| {
+                earlier.failure == Failure::UnknownIssuer && reason.failure != Failure::UnknownIssuer
+            });
+            if better {
+                refused = Some(reason);
             }
-            match provider.verify_all(&found, now, cache) {
-                Ok(tokens) => {
-                    winner = Some((index, found, tokens));
-                    break;
+        };
+        // Any provider that accepts all tokens in its places …
+        for provider in &self.providers {
+            match provider.try_request(parts, now, cache, &mut state) {
+                Ok(true) => {
+                    self.check_others(provider, parts, now, cache, &state)?;
+                    return Ok(Some(state.into()));
                 }
-                Err(reason) => {
-                    let better = match &refused {
-                        None => true,
-                        Some(earlier) => {
-                            earlier.failure == Failure::UnknownIssuer && reason.failure != Failure::UnknownIssuer
-                        }
-                    };
-                    if better {
-                        refused = Some(reason);
-                    }
-                }
+                Ok(false) => {}
+                Err(reason) => note(reason),
             }
         }
-        let Some((index, found, tokens)) = winner else {
+        // … or all providers accept what is in theirs, or find nothing. What a provider has used up is nothing to the
+        // next one, so that two tokens for two providers can share their places.
+        if let [_] = &self.providers[..] {
             return refused.map_or(Ok(None), Err);
-        };
-        self.check_others(index, parts, now, cache)?;
-        let provider = &self.providers[index];
-        let mut accepted = Accepted {
-            tokens,
-            ..Accepted::default()
-        };
-        if !provider.model.forward {
-            for token in &found {
-                match token.place {
-                    Place::Header { name, .. } => accepted.spent_headers.push(name.clone()),
-                    Place::Parameter(name) => accepted.spent_parameters.push(name.clone()),
-                    // S3.19.
-                    Place::Cookie(_) => {}
-                }
+        }
+        for provider in &self.providers {
+            if let Err(reason) = provider.try_request(parts, now, cache, &mut state) {
+                note(reason);
+                return refused.map_or(Ok(None), Err);
             }
         }
-        Ok(Some(accepted))
+        Ok((!state.tokens.is_empty()).then(|| state.into()))
     }
 
     /// Tokens in places that the accepting provider does not look at: a bad one refuses the request, since nobody can
     /// tell which of the two the application will believe.
-    fn check_others(&self, winner: usize, parts: &Parts, now: u64, cache: &mut Cache) -> Result<(), Refused> {
+    fn check_others(
+        &self,
+        winner: &Provider,
+        parts: &Parts,
+        now: u64,
+        cache: &mut Cache,
+        state: &State<'_>,
+    ) -> Result<(), Refused> {
         if self.providers.len() == 1 {
             return Ok(());
         }
-        let known = &self.providers[winner].places;
         for provider in &self.providers {
-            for token in locate::find(&provider.places, parts) {
-                if known.contains(token.place) {
+            for token in state.find(provider, parts) {
+                if winner.places.contains(token.place) {
                     continue;
                 }
                 let mut reason = None;
@@ -206,9 +200,59 @@ impl Plan {
     }
 }
 
+/// What providers have verified so far. It stays when a provider refuses another token, as in Envoy.
+#[derive(Default)]
+struct State<'p> {
+    tokens: Vec<Rc<Verified>>,
+    /// Verified tokens that do not go on, with their places; the next provider does not find them.
+    spent: Vec<Found<'p>>,
+}
+
+impl<'p> State<'p> {
+    fn find(&self, provider: &'p Provider, parts: &'p Parts) -> Vec<Found<'p>> {
+        let mut found = locate::find(&provider.places, parts);
+        found.retain(|f| !self.spent.iter().any(|s| s.text == f.text && s.place.carries(f.place)));
+        found
+    }
+}
+
+impl From<State<'_>> for Accepted {
+    fn from(state: State<'_>) -> Accepted {
+        let mut accepted = Accepted {
+            tokens: state.tokens,
+            ..Accepted::default()
+        };
+        for token in state.spent {
+            match token.place {
+                Place::Header { name, .. } => accepted.spent_headers.push(name.clone()),
+                Place::Parameter(name) => accepted.spent_parameters.push(name.clone()),
+                // S3.19.
+                Place::Cookie(_) => {}
+            }
+        }
+        accepted
+    }
+}
+
 impl Provider {
-    fn verify_all(&self, found: &[Found<'_>], now: u64, cache: &mut Cache) -> Result<Vec<Rc<Verified>>, Refused> {
-        found.iter().map(|f| self.verify(&f.text, now, cache)).collect()
+    /// Verifies all tokens in this provider's places; whether there was any.
+    fn try_request<'p>(
+        &'p self,
+        parts: &'p Parts,
+        now: u64,
+        cache: &mut Cache,
+        state: &mut State<'p>,
+    ) -> Result<bool, Refused> {
+        let found = state.find(self, parts);
+        let any = !found.is_empty();
+        for token in found {
+            let verified = self.verify(&token.text, now, cache)?;
+            state.tokens.push(verified);
+            if !self.model.forward {
+                state.spent.push(token);
+            }
+        }
+        Ok(any)
     }
 
     /// One token, in the order of S3.25.
@@ -233,10 +277,11 @@ impl Provider {
             failure,
             unknown_key: (failure == Failure::NoMatchingKey || !known(keys, &token)).then(|| self.set_name.clone()),
         })?;
-        let headers = output::headers(self.payload_header.as_ref(), &self.claim_headers, &token);
+        let (headers, impossible) = output::headers(self.payload_header.as_ref(), &self.claim_headers, &token);
         let (not_before, expires) = (token.not_before(), token.expires());
         let verified = Rc::new(Verified {
             headers,
+            impossible,
             not_before,
             expires,
             claims: output::normalize(token.into_claims(), &self.model.space_delimited),

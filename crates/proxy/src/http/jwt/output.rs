@@ -10,13 +10,14 @@ use serde_json::{Map, Value};
 /// Claims that are lists separated by spaces, always (S2.73).
 const SPACE_DELIMITED: [&str; 2] = ["scope", "permission"];
 
-/// The headers that a verified token adds.
+/// The headers that a verified token adds, and the first one whose claim cannot be a header value.
 pub(super) fn headers(
     payload: Option<&HeaderName>,
     claims: &[(HeaderName, Vec<String>)],
     token: &Token<'_>,
-) -> Vec<(HeaderName, HeaderValue)> {
+) -> (Vec<(HeaderName, HeaderValue)>, Option<HeaderName>) {
     let mut out = Vec::new();
+    let mut impossible = None;
     if let Some(name) = payload
         && let Ok(value) = HeaderValue::try_from(URL_SAFE_NO_PAD.encode(token.payload()))
     {
@@ -26,16 +27,16 @@ pub(super) fn headers(
         let mut names = path.iter();
         let first = names.next().and_then(|name| token.claims().get(name));
         let claim = names.try_fold(first, |value, name| value.map(|v| v.get(name)));
-        // Text that cannot be a header value would end the header early in the next program, so it is not passed on.
-        let value = claim
-            .flatten()
-            .and_then(text)
-            .and_then(|text| HeaderValue::try_from(text).ok());
-        if let Some(value) = value {
-            out.push((name.clone(), value));
+        let Some(text) = claim.flatten().and_then(text) else {
+            continue;
+        };
+        match HeaderValue::try_from(text) {
+            Ok(value) => out.push((name.clone(), value)),
+            // It would end the header early in the next program, and begin another.
+            Err(_) => impossible = impossible.or(Some(name.clone())),
         }
     }
-    out
+    (out, impossible)
 }
 
 /// A claim as text: numbers as in C++'s `to_string`, lists and objects as base64 of their JSON (S3.45).
