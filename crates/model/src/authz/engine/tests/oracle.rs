@@ -148,7 +148,7 @@ pub(super) fn atom(a: &Atom, request: &Request) -> Option<bool> {
         (Attribute::PeerTrustDomain, Matcher::Glob(v)) if v == "*" => any("spiffe://.*".into()),
         (Attribute::PeerTrustDomain, Matcher::Glob(v)) => any(format!("spiffe://{}/.*", v.replace('*', "[^/]*"))),
         (Attribute::SourceIp, Matcher::Cidr(net)) => inside(net, request.source),
-        (Attribute::RemoteIp, Matcher::Cidr(net)) => inside(net, request.remote),
+        (Attribute::RemoteIp, Matcher::Cidr(net)) => Some(net.contains(&request.remote)),
         (Attribute::DestinationIp, Matcher::Cidr(net)) => inside(net, request.destination.ip()),
         (Attribute::DestinationPort, Matcher::Port(port)) => Some(request.destination.port() == *port),
         (Attribute::Sni, m) => each(m, request.sni.iter().cloned().collect(), false),
