@@ -23,7 +23,7 @@ pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
         text.as_bytes().into()
     };
     // Padding is all or nothing.
-    if text.ends_with(b"=") && text.len() % 4 != 0 {
+    if text.ends_with(b"=") && !text.len().is_multiple_of(4) {
         return None;
     }
     LENIENT.decode(&text).ok()

@@ -240,7 +240,7 @@ fn reg_126_odd_header_types_and_symmetric_algorithms_with_public_keys() {
     for secret in [
         jwk.to_string(),
         jwk["n"].as_str().unwrap().to_string(),
-        Issuer::jwks(&[jwk.clone()]),
+        Issuer::jwks(std::slice::from_ref(&jwk)),
     ] {
         let signed = format!("{}.{}", base64url(r#"{"alg":"HS256"}"#), base64url("{}"));
         let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
