@@ -196,15 +196,14 @@ async fn only_matching_requests_are_asked_about_and_the_status_decides() {
     assert!(!yes.headers.contains("x-other"), "{}", yes.headers);
     let seen = provider.take();
     assert_eq!(seen.len(), 1);
-    assert_eq!(seen[0].path, "/check/asked//y?a=1&b", "the normal form is what is judged");
+    assert_eq!(
+        seen[0].path, "/check/asked//y?a=1&b",
+        "the normal form is what is judged"
+    );
     assert_eq!(seen[0].host, mesh.inbound.listen.to_string());
     assert_eq!(seen[0].headers["content-length"], "0");
     assert_eq!(seen[0].headers["x-pre-fixed"], "fixed", "S2.154");
-    assert_eq!(
-        seen[0].headers.get_all("x-pre-b").iter().count(),
-        2,
-        "all values (threat 26)"
-    );
+    assert_eq!(seen[0].headers["x-pre-b"], "1,2", "all values (threat 26)");
     assert!(!seen[0].headers.contains_key("x-secret"));
     let upstream = app.take();
     assert_eq!(upstream.len(), 2);
@@ -649,7 +648,7 @@ async fn grpc_providers_see_the_whole_head_and_answer_for_it() {
     );
     assert_eq!(plain("bare").await.status, 403, "S2.157: 403 unless told otherwise");
     assert_eq!(plain("error").await.status, 403, "S2.157: a failed call is an error");
-    assert_eq!(plain("bad-header").await.status, 403, "header injection");
+    assert_eq!(plain("bad-header").await.status, 503, "header injection");
     // Bytes that are no UTF-8: asked all the same (threat 32).
     let mut stream = TcpStream::connect(mesh.inbound.listen).await.unwrap();
     stream

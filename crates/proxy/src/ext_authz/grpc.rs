@@ -22,7 +22,7 @@ use mantlet_model::ext_authz::ExtAuthz;
 use prost::Message;
 
 use super::call::{self, Answer};
-use super::{Change, Changes, Denial, Failed, MAX_ANSWER, MAX_CHANGES, Outcome, ShownBody, limit};
+use super::{Change, Changes, Denial, Failed, MAX_ANSWER, MAX_CHANGES, Outcome, ShownBody, limit, replacing};
 use crate::connection::Downstream;
 use crate::http::headers;
 use crate::http::request::Exchange;
@@ -53,7 +53,8 @@ pub(super) fn of_request(exchange: &Exchange, provider: &ExtAuthz, body: Option<
     put(":method", parts.method.to_string());
     put(":path", path.to_string());
     put(":scheme", scheme.clone());
-    let shown = |name: &HeaderName| *name != header::HOST && *name != super::PARTIAL_BODY;
+    let shown =
+        |name: &HeaderName| *name != header::HOST && *name != header::TRANSFER_ENCODING && *name != super::PARTIAL_BODY;
     for (name, value) in parts.headers.iter().filter(|(n, _)| shown(n)) {
         put(name.as_str(), text(value));
     }
@@ -63,12 +64,10 @@ pub(super) fn of_request(exchange: &Exchange, provider: &ExtAuthz, body: Option<
         path: path.to_string(),
         host: authority,
         scheme,
-        size: parts
-            .headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|v| v.to_str().ok())
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(-1),
+        // What has been read of the body.
+        size: body
+            .as_ref()
+            .map_or(0, |b| i64::try_from(b.bytes.len()).unwrap_or(i64::MAX)),
         protocol: match parts.version {
             Version::HTTP_2 => "HTTP/2",
             _ => "HTTP/1.1",
@@ -86,6 +85,7 @@ pub(super) fn of_request(exchange: &Exchange, provider: &ExtAuthz, body: Option<
     }
     request.headers = map;
     let mut attributes = peers(&exchange.downstream, Some(exchange.remote));
+    attributes.route_metadata_context = Some(Metadata::default());
     attributes.request = Some(CheckedRequest {
         time: Some(now()),
         http: Some(request),
@@ -125,7 +125,6 @@ fn peers(downstream: &Downstream, remote: Option<IpAddr>) -> AttributeContext {
         source: Some(peer(source, uri)),
         destination: Some(peer(facts.destination, downstream.own_uri.clone())),
         metadata_context: Some(Metadata::default()),
-        route_metadata_context: Some(Metadata::default()),
         ..AttributeContext::default()
     }
 }
@@ -222,9 +221,10 @@ fn message(bytes: Bytes) -> Option<CheckResponse> {
 fn meaning(response: CheckResponse) -> Outcome {
     let ok = response.status.as_ref().is_none_or(|s| s.code == 0);
     match (ok, response.http_response) {
-        (_, Some(HttpResponse::ErrorResponse(_))) => {
-            Outcome::Failed(Failed::new("the provider answered with an error"))
-        }
+        (_, Some(HttpResponse::ErrorResponse(error))) => Outcome::Failed(Failed {
+            answer: Some(denial(error)),
+            ..Failed::new("the provider answered with an error")
+        }),
         (true, Some(HttpResponse::OkResponse(ok))) => {
             let mut out = Changes::default();
             for name in ok.headers_to_remove.iter().take(MAX_CHANGES) {
@@ -239,7 +239,15 @@ fn meaning(response: CheckResponse) -> Outcome {
                     out.request.extend(request);
                     out.response = response;
                 }
-                (Err(reason), _) | (_, Err(reason)) => return Outcome::Failed(Failed::new(reason)),
+                (Err(reason), _) | (_, Err(reason)) => {
+                    // Not even with failOpen: the upstream may rely on what was to be said.
+                    tracing::debug!(target: "ext_authz", "{reason}");
+                    return Outcome::Denied(Denial {
+                        status: StatusCode::SERVICE_UNAVAILABLE,
+                        headers: Vec::new(),
+                        body: Bytes::new(),
+                    });
+                }
             }
             out.query_set = ok
                 .query_parameters_to_set
@@ -251,24 +259,29 @@ fn meaning(response: CheckResponse) -> Outcome {
             Outcome::Allowed(out)
         }
         (true, _) => Outcome::Allowed(Changes::default()),
-        (false, Some(HttpResponse::DeniedResponse(denied))) => denial(denied),
-        (false, _) => denial(DeniedHttpResponse::default()),
+        (false, Some(HttpResponse::DeniedResponse(denied))) => Outcome::Denied(denial(denied)),
+        (false, _) => Outcome::Denied(denial(DeniedHttpResponse::default())),
     }
 }
 
-fn denial(denied: DeniedHttpResponse) -> Outcome {
+fn denial(denied: DeniedHttpResponse) -> Denial {
     let status = denied
         .status
         .and_then(|s| u16::try_from(s.code).ok())
         .filter(|code| (200..600).contains(code))
         .and_then(|code| StatusCode::from_u16(code).ok())
         .unwrap_or(StatusCode::FORBIDDEN);
-    Outcome::Denied(Denial {
+    // A no with headers that cannot be said is still a no.
+    let headers = changes(denied.headers, false).unwrap_or_default();
+    let pairs = headers.into_iter().filter_map(|change| match change {
+        Change::Set(name, value) | Change::Add(name, value) => Some((name, value)),
+        _ => None,
+    });
+    Denial {
         status,
-        // A no with headers that cannot be said is still a no.
-        headers: changes(denied.headers, false).unwrap_or_default(),
+        headers: replacing(pairs),
         body: Bytes::from(denied.body),
-    })
+    }
 }
 
 /// Header changes; one that cannot be made spoils the answer, since the upstream might rely on it.
@@ -297,10 +310,12 @@ fn changes(options: Vec<HeaderValueOption>, request: bool) -> Result<Vec<Change>
             (Some(true), _) if request => Change::AppendIfPresent(name, value),
             (Some(true), _) => Change::Add(name, value),
             (Some(false), _) => Change::Set(name, value),
+            // Envoy looks at the action in responses only.
+            (None, _) if request => Change::Set(name, value),
             (None, HeaderAppendAction::AddIfAbsent) => Change::AddIfAbsent(name, value),
             (None, HeaderAppendAction::OverwriteIfExists) => Change::SetIfPresent(name, value),
             (None, HeaderAppendAction::OverwriteIfExistsOrAdd) => Change::Set(name, value),
-            (None, HeaderAppendAction::AppendIfExistsOrAdd) => Change::Set(name, value),
+            (None, HeaderAppendAction::AppendIfExistsOrAdd) => Change::Add(name, value),
         });
     }
     Ok(out)

@@ -7,7 +7,7 @@ use http::{Request, StatusCode, Uri};
 use mantlet_model::ext_authz::{ExtAuthz, HeaderPattern, HttpCheck};
 
 use super::call::{self, Answer};
-use super::{Change, Changes, Denial, Failed, MAX_ANSWER, MAX_CHANGES, Outcome, PARTIAL_BODY, ShownBody};
+use super::{Change, Changes, Denial, Failed, MAX_ANSWER, MAX_CHANGES, Outcome, PARTIAL_BODY, ShownBody, replacing};
 use crate::http::headers::strip_hop_by_hop;
 use crate::http::request::Exchange;
 
@@ -52,7 +52,14 @@ fn question(exchange: &Exchange, check: &HttpCheck, body: Option<ShownBody>) -> 
     let mut headers = HeaderMap::new();
     for (name, value) in &parts.headers {
         if *name == header::AUTHORIZATION || fits(&check.request_headers, name) {
-            headers.append(name, value.clone());
+            // One field with commas: provider and policy see all values, in one place (threat 26).
+            let joined = headers
+                .get(name)
+                .map(|first: &HeaderValue| [first.as_bytes(), b",", value.as_bytes()].concat());
+            let value = joined
+                .and_then(|bytes| HeaderValue::from_bytes(&bytes).ok())
+                .unwrap_or_else(|| value.clone());
+            headers.insert(name, value);
         }
     }
     strip_hop_by_hop(&mut headers, false);
@@ -97,12 +104,12 @@ async fn verdict(check: &HttpCheck, answer: Answer) -> Outcome {
     let read = answer.read(MAX_ANSWER).await;
     Outcome::Denied(Denial {
         status,
-        headers: headers
-            .iter()
-            .filter(|(name, _)| to_client(check, name))
-            .take(MAX_CHANGES)
-            .map(|(name, value)| Change::Set(name.clone(), value.clone()))
-            .collect(),
+        headers: replacing(
+            headers
+                .iter()
+                .filter(|(name, _)| to_client(check, name))
+                .map(|(name, value)| (name.clone(), value.clone())),
+        ),
         body: if read.complete { read.bytes } else { Bytes::new() },
     })
 }

@@ -50,6 +50,8 @@ pub struct Failed {
     pub reason: String,
     /// Whether time ran out.
     pub timeout: bool,
+    /// What the provider wants the client to be told about it.
+    pub answer: Option<Denial>,
 }
 
 impl Failed {
@@ -57,6 +59,7 @@ impl Failed {
         Failed {
             reason: reason.into(),
             timeout: false,
+            answer: None,
         }
     }
 }
@@ -145,8 +148,8 @@ async fn within(provider: &ExtAuthz, asked: impl Future<Output = Outcome>) -> Ou
     match tokio::time::timeout(limit(provider), asked).await {
         Ok(outcome) => outcome,
         Err(_) => Outcome::Failed(Failed {
-            reason: "timeout".into(),
             timeout: true,
+            ..Failed::new("timeout")
         }),
     }
 }
@@ -166,6 +169,20 @@ fn is_framing(name: &HeaderName) -> bool {
             | "trailer"
             | "host"
     )
+}
+
+/// Replaces what is there under the names of a denial's headers; several values of one name all stay.
+fn replacing(headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Vec<Change> {
+    let mut out: Vec<Change> = Vec::new();
+    for (name, value) in headers.into_iter().take(MAX_CHANGES) {
+        let again = out.iter().any(|c| matches!(c, Change::Set(n, _) if *n == name));
+        out.push(if again {
+            Change::Add(name, value)
+        } else {
+            Change::Set(name, value)
+        });
+    }
+    out
 }
 
 /// Applies changes; framing headers stay as they are.

@@ -336,8 +336,8 @@ impl Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        // Bodies without content (HEAD, 204, 304) are never polled.
-        let complete = self.ended || self.is_end_stream();
+        // Bodies without content (HEAD, 204, 304) are never polled, whatever they hold.
+        let complete = self.ended || self.is_end_stream() || matches!(self.kind, Kind::Full(_));
         self.finish(complete);
     }
 }

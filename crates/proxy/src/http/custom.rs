@@ -96,7 +96,7 @@ async fn ask(
     let mut share = None;
     let shown = match provider.body {
         // What follows a protocol switch has no end that could be waited for (S2.159).
-        Some(settings) if !exchange.switching() => Some(show(exchange, settings, body, &mut share).await?),
+        Some(settings) if !exchange.switching() => show(exchange, settings, body, &mut share).await?,
         _ => None,
     };
     let outcome = ext_authz::check_request(exchange, provider, shown).await;
@@ -129,6 +129,16 @@ async fn ask(
                 return Ok(());
             }
             refuse(exchange, account, "ext_authz_error");
+            if let Some(answer) = failed.answer {
+                let mut reply = Reply::new(
+                    answer.status,
+                    answer.body,
+                    "ext_authz_error",
+                    flags::UNAUTHORIZED_EXTERNAL_SERVICE,
+                );
+                reply.headers = answer.headers;
+                return Err(reply);
+            }
             let status = provider
                 .status_on_error
                 .and_then(|code| StatusCode::from_u16(code).ok())
@@ -155,19 +165,19 @@ fn refuse(exchange: &Exchange, account: &mut Account, details: &str) {
 
 /// Reads the body as far as the provider sees it.
 async fn show(
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     settings: BodyInCheck,
     body: &mut RequestBody,
     share: &mut Option<Share>,
-) -> Result<ShownBody, Reply> {
+) -> Result<Option<ShownBody>, Reply> {
     if body.is_empty() {
-        return Ok(ShownBody::default());
+        return Ok(None);
     }
     let max = settings.max_bytes as usize;
     // A length that is told in advance needs no more than itself.
     let told = usize::try_from(hyper::body::Body::size_hint(body).upper().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
     if told != usize::MAX && told > max && !settings.allow_partial {
-        return Err(too_large());
+        return Err(too_large(exchange));
     }
     *share = Share::take(told.min(max));
     if share.is_none() {
@@ -180,10 +190,10 @@ async fn show(
     }
     let patience = exchange.downstream.worker.shared.tuning.header_timeout;
     match body.read_ahead(max, patience).await {
-        Ok(ReadAhead::Whole(bytes)) => Ok(ShownBody { bytes, partial: false }),
-        Ok(ReadAhead::Part(bytes)) if settings.allow_partial => Ok(ShownBody { bytes, partial: true }),
+        Ok(ReadAhead::Whole(bytes)) => Ok(Some(ShownBody { bytes, partial: false })),
+        Ok(ReadAhead::Part(bytes)) if settings.allow_partial => Ok(Some(ShownBody { bytes, partial: true })),
         // Also with failOpen: what was not shown was not judged (S2.158).
-        Ok(ReadAhead::Part(_)) => Err(too_large()),
+        Ok(ReadAhead::Part(_)) => Err(too_large(exchange)),
         Err(None) => Err(Reply::new(
             StatusCode::REQUEST_TIMEOUT,
             "stream timeout",
@@ -199,7 +209,9 @@ async fn show(
     }
 }
 
-fn too_large() -> Reply {
+fn too_large(exchange: &mut Exchange) -> Reply {
+    // The rest of the body is not worth waiting for.
+    exchange.close = true;
     Reply::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         "Payload Too Large",
@@ -246,4 +258,32 @@ fn rewrite(query: &str, changes: &Changes) -> String {
         .collect();
     pairs.extend(changes.query_set.iter().map(|(n, v)| format!("{n}={v}")));
     pairs.join("&")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_for_bodies_is_bounded() {
+        let half = Share::take(MAX_HELD / 2).unwrap();
+        let rest = Share::take(MAX_HELD / 2).unwrap();
+        assert!(Share::take(1).is_none());
+        drop(half);
+        assert!(Share::take(usize::MAX).is_none());
+        let again = Share::take(1).unwrap();
+        drop((rest, again));
+        assert!(Share::take(MAX_HELD).is_some());
+    }
+
+    #[test]
+    fn queries_keep_what_is_not_named() {
+        let changes = Changes {
+            query_set: vec![("q".into(), "new".into())],
+            query_remove: vec!["r".into()],
+            ..Changes::default()
+        };
+        assert_eq!(rewrite("q=1&r=2&q=3&x&y=%20", &changes), "x&y=%20&q=new");
+        assert_eq!(rewrite("", &changes), "q=new");
+    }
 }

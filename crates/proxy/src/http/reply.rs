@@ -78,6 +78,9 @@ pub fn respond(reply: Reply, grpc: bool, server: &str, mut account: Box<Account>
         headers.insert(header::SERVER, server);
     }
     crate::ext_authz::apply(&mut headers, &reply.headers);
+    if grpc && !reply.headers.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    }
     let status = if grpc { StatusCode::OK } else { reply.status };
     account.status = status.as_u16();
     let mut response = Response::new(ResponseBody::full(body, account));
