@@ -32,6 +32,7 @@ pub(super) fn run(paths: &[PathBuf], write: bool, json: bool) -> anyhow::Result<
     let mut all = Vec::new();
     let mut diff = String::new();
     let mut error = String::new();
+    let piped = paths.iter().any(|path| path.as_os_str() == "-");
     for fixed in fix(files::texts(paths)?) {
         let name = fixed.file.display().to_string();
         let stdin = name == "-";
@@ -58,7 +59,11 @@ pub(super) fn run(paths: &[PathBuf], write: bool, json: bool) -> anyhow::Result<
         all.push((name, left));
     }
     let mut answer = if json { super::json(&all)? } else { shown(&all) };
-    if !json {
+    if piped {
+        // What is written there must be the repaired text alone.
+        answer.error = std::mem::take(&mut answer.text) + &answer.error;
+    }
+    if !json || piped {
         answer.text = diff + &answer.text;
     }
     answer.error = error + &answer.error;

@@ -150,6 +150,30 @@ mod tests {
         assert_eq!(review["response"]["uid"], "u1");
         let message = review["response"]["status"]["message"].as_str().unwrap();
         assert!(message.starts_with("configuration is invalid: "), "{message}");
+        assert!(message.ends_with("(at spec.rules[0].from[0].source)"), "{message}");
+        let wrong = validate(&policy(
+            json!({"rules": [{"to": [{"operation": {"ports": ["80", "http"]}}]}]}),
+        ));
+        let message = wrong.into_review("admission.k8s.io/v1", "u")["response"]["status"]["message"].to_string();
+        assert!(
+            message.contains("bad port (http)") && message.contains("(at spec.rules[0].to[0].operation.ports[1])"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_match_are_warned_of() {
+        let answer = validate(&policy(
+            json!({"rules": [{"to": [{"operation": {"paths": ["*/a*"]}}]}]}),
+        ));
+        assert!(answer.allowed());
+        let review = answer.into_review("admission.k8s.io/v1", "u");
+        let warning = review["response"]["warnings"][0].as_str().unwrap();
+        assert!(warning.starts_with("\"*/a*\" matches only what ends with"), "{warning}");
+        assert!(
+            warning.ends_with("(at spec.rules[0].to[0].operation.paths[0])"),
+            "{warning}"
+        );
     }
 
     #[test]
