@@ -10,7 +10,7 @@ use mantlet_api::{Spec, WorkloadSelector};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Note, Origin, Weight, all, is_modern_allow, overlap};
+use super::{Note, Origin, Weight, all, is_modern_allow, overlap, selects_workloads};
 use crate::world::{Config, World};
 
 /// A modern object and where it comes from.
@@ -73,7 +73,7 @@ pub fn migrate(world: &World) -> Migration {
     for config in &converted.authz {
         let modern = |namespace: &str| -> Vec<(String, Option<WorkloadSelector>)> {
             let list = world.authorization_policies(namespace).iter();
-            list.filter(|p| is_modern_allow(p))
+            list.filter(|p| is_modern_allow(p) && selects_workloads(&p.spec))
                 .map(|p| (p.meta.name.clone(), p.spec.selector.clone()))
                 .collect()
         };

@@ -302,7 +302,7 @@ pub fn superseded(world: &World, origin: &Origin) -> Vec<String> {
         };
         if origin.is_rbac() {
             for policy in world.authorization_policies(namespace) {
-                if is_modern_allow(policy) {
+                if is_modern_allow(policy) && selects_workloads(&policy.spec) {
                     tell(
                         "AuthorizationPolicy",
                         &policy.meta.name,
@@ -344,11 +344,16 @@ pub fn is_modern_allow(policy: &Config<AuthorizationPolicy>) -> bool {
     policy.meta.origin.is_none()
         && policy.broken.is_none()
         && policy.spec.action == mantlet_api::authorization_policy::Action::Allow
-        && !policy
+        && policy
             .meta
             .annotations
             .get("istio.io/dry-run")
-            .is_some_and(|text| mantlet_api::validate::parse_bool(text) == Some(true))
+            .is_none_or(|text| mantlet_api::validate::parse_bool(text) != Some(true))
+}
+
+/// Whether a policy is for workloads by label; others are attached to gateways.
+pub(crate) fn selects_workloads(spec: &AuthorizationPolicy) -> bool {
+    spec.target_ref.is_none() && spec.target_refs.is_empty()
 }
 
 /// Of the policies that bind a workload, those in force: converted ones only where there is no modern one.

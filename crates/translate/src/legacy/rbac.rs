@@ -256,10 +256,8 @@ fn defaults(world: &World, enforcement: &Enforcement<'_>, namespace: &str, out: 
     let dry = enforcement.dry_run;
     let is_root = namespace == root;
     match (enforcement.mode, enabled(world, enforcement, namespace)) {
-        (RbacMode::On, _) => {
-            if is_root {
-                out.add_authz(&meta, "generated-global-deny-all", deny(None), dry);
-            }
+        (RbacMode::On, _) if is_root => {
+            out.add_authz(&meta, "generated-global-deny-all", deny(None), dry);
         }
         (RbacMode::OnWithExclusion, enabled) => {
             if is_root && !listed(root) {
