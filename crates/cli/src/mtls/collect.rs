@@ -22,6 +22,9 @@ const LOG_BYTES: i64 = 4 << 20;
 /// Ports of the proxy itself, to which probes are moved.
 const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
 
+/// Source, destination, service, port and unit of a flow.
+type FlowKey = (String, String, String, Option<u16>, &'static str);
+
 /// Everything that the conclusions need.
 pub async fn facts(client: &Client, istio_namespace: &str) -> Result<Facts> {
     let world = crate::world::from_client(client, istio_namespace).await?;
@@ -65,7 +68,7 @@ pub async fn facts(client: &Client, istio_namespace: &str) -> Result<Facts> {
             (p.ip.clone(), peer)
         })
         .collect();
-    let mut flows: BTreeMap<(String, String, String, Option<u16>, &'static str), (u64, u64)> = BTreeMap::new();
+    let mut flows: BTreeMap<FlowKey, (u64, u64)> = BTreeMap::new();
     for (pod, stats) in answers {
         let full = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
         let stats = match stats {

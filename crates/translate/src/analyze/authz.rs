@@ -431,10 +431,8 @@ fn unnormalised(value: &str) -> Option<String> {
         return Some("\".\" and \"..\" segments are resolved before".into());
     }
     // %41 and the like are decoded by normalisation; %2F and %5C are not, but then differ by mode.
-    let bytes = text.as_bytes();
-    for index in 0..bytes.len() {
-        if bytes[index] == b'%'
-            && let Some(hex) = text.get(index + 1..index + 3)
+    for (at, _) in text.match_indices('%') {
+        if let Some(hex) = text.get(at + 1..at + 3)
             && let Ok(byte) = u8::from_str_radix(hex, 16)
             && (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
         {

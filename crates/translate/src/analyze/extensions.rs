@@ -93,8 +93,11 @@ pub(super) fn selectors(input: &Input, out: &mut Report) {
     networks(input, out);
 }
 
+/// An object and the labels that it selects.
+type Selecting<'a> = (&'a Resource, Option<&'a BTreeMap<String, String>>);
+
 fn exclusive(input: &Input, all: &[(&Resource, Option<BTreeMap<String, String>>)], words: &Words, out: &mut Report) {
-    let mut by_namespace: BTreeMap<&str, Vec<(&Resource, Option<&BTreeMap<String, String>>)>> = BTreeMap::new();
+    let mut by_namespace: BTreeMap<&str, Vec<Selecting<'_>>> = BTreeMap::new();
     for (resource, selector) in all {
         by_namespace
             .entry(&resource.namespace)

@@ -103,18 +103,17 @@ fn of_workload(input: &Input, workload: &Workload, out: &mut Report) {
             ),
         );
     }
-    if workload.kind == "Pod" && resource.value.get("status").is_some() && !workload.meshed {
-        if asked_for && !declined && !host_network {
-            out.add(
-                &table::POD_MISSING_PROXY,
-                resource,
-                "",
-                format!(
-                    "The pod {} is missing the Istio proxy. This can often be resolved by restarting or redeploying the workload.",
-                    resource.full_name()
-                ),
-            );
-        }
+    let bare = workload.kind == "Pod" && resource.value.get("status").is_some() && !workload.meshed;
+    if bare && asked_for && !declined && !host_network {
+        out.add(
+            &table::POD_MISSING_PROXY,
+            resource,
+            "",
+            format!(
+                "The pod {} is missing the Istio proxy. This can often be resolved by restarting or redeploying the workload.",
+                resource.full_name()
+            ),
+        );
     }
     if workload.meshed {
         uid(workload, resource, out);

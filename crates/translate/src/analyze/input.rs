@@ -212,11 +212,14 @@ pub struct Input {
     by_kind: BTreeMap<String, Vec<usize>>,
     places: BTreeMap<Key, usize>,
     /// Services with a selector, and the selector, by namespace.
-    selecting: BTreeMap<String, Vec<(usize, BTreeMap<String, String>)>>,
+    selecting: BTreeMap<String, Vec<Selecting>>,
     /// Workloads by namespace.
     by_namespace: BTreeMap<String, Vec<usize>>,
     injectors: Vec<(Value, Value)>,
 }
+
+/// Index of a Service and its selector.
+type Selecting = (usize, BTreeMap<String, String>);
 
 /// Group, kind, namespace, name.
 type Key = (String, String, String, String);
@@ -384,10 +387,13 @@ impl Input {
                     .iter()
                     .any(|w| w.namespace == resource.namespace && mantlet_api::selector::subset(&labels, &w.labels));
                 let unused = resource.value.pointer("/spec/replicas").and_then(Value::as_u64) == Some(0);
-                if resource.group == group && !has_pods && !unused && !labels.is_empty() {
-                    if let Some(template) = resource.value.pointer("/spec/template") {
-                        out.push(self.workload(*index, template));
-                    }
+                if resource.group == group
+                    && !has_pods
+                    && !unused
+                    && !labels.is_empty()
+                    && let Some(template) = resource.value.pointer("/spec/template")
+                {
+                    out.push(self.workload(*index, template));
                 }
             }
         }

@@ -128,7 +128,7 @@ fn not_required(
     let requiring = |acts: &dyn Fn(&Resource, &AuthorizationPolicy) -> bool| {
         policies.iter().any(|(r, p)| {
             matches!(p.action, Action::Allow | Action::Deny)
-                && !r.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true")
+                && r.annotations.get("istio.io/dry-run").is_none_or(|v| v != "true")
                 && p.rules.iter().any(mentions_token)
                 && acts(r, p)
         })

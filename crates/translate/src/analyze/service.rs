@@ -148,9 +148,12 @@ fn controller(workload: &super::Workload) -> String {
     }
 }
 
+/// A ServiceEntry with what it declares for one port.
+type Declared<'a> = (&'a Resource, Protocol, String);
+
 fn entries(input: &Input, out: &mut Report) {
     let all = input.typed::<ServiceEntry>();
-    let mut declared: BTreeMap<(String, u32), Vec<(&Resource, Protocol, String)>> = BTreeMap::new();
+    let mut declared: BTreeMap<(String, u32), Vec<Declared<'_>>> = BTreeMap::new();
     for (resource, entry) in &all {
         for (index, port) in entry.ports.iter().enumerate() {
             let protocol = Protocol::of_declared(&port.protocol, &port.name);

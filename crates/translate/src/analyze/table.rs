@@ -170,6 +170,8 @@ messages! {
         "The message names line and column. Indentation and quotes that a web page or a word processor has changed are the usual cause; `mantlet validate --fix` repairs what is safe to repair.";
     TYPOGRAPHIC_QUOTES = "MNT0006" Error "TypographicQuotes": "A value stands between typographic quotes, which are part of it.",
         "Replace them by plain quotes; `mantlet validate --fix` does it.";
+    INDENTATION = "MNT0007" Error "LostIndentation": "A text lost its indentation, as when it is copied from a web page.",
+        "`mantlet validate` shows how the lines belong together by their names, if there is only one way; `mantlet validate --fix` writes it.";
 
     #[security] NOT_IN_FORCE = "MNT0100" Warning "NotInForceAsWritten": "Part of an object is not translated as written.",
         "The message says what happens instead; for policies that is always the closed direction. It also stands in the object's status.";

@@ -13,7 +13,7 @@ use super::{line, short};
 /// VirtualServices that route a service's host for clients in the mesh.
 pub(super) fn of_mesh(world: &World, service: &Service, rules: &Rules<'_>, out: &mut String) {
     for config in virtual_service::visible(world, &service.namespace, MESH_GATEWAY) {
-        if virtual_service::hosts(world, config).iter().any(|h| *h == service.host) {
+        if virtual_service::hosts(world, config).contains(&service.host) {
             describe(world, config, service, rules, out);
         }
     }
