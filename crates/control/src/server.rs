@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use mantlet_identity::{TrustDomain, TrustDomainRule};
+use mantlet_identity::{SpiffeIdError, TrustDomain, TrustDomainRule};
 use mantlet_runtime::{Drain, DrainWatch, LogHandle, Readiness, Registry};
 use mantlet_translate::mesh::Mesh;
 use tokio::net::TcpListener;
@@ -77,7 +77,7 @@ pub enum StartError {
     Certificate(#[from] mantlet_identity::Error),
     /// The trust domain is no trust domain.
     #[error("trust domain: {0}")]
-    TrustDomain(#[from] mantlet_identity::SpiffeIdError),
+    TrustDomain(#[from] SpiffeIdError),
 }
 
 /// A running control plane.
@@ -152,12 +152,8 @@ pub async fn start(
     let root_name = ca_options.root_configmap.clone();
     let store = Arc::new(KubeSecrets::new(client.clone(), &options.namespace));
     let authority = Authority::start(ca_options, store, clock.clone(), &registry).await?;
-    let accepted: Result<Vec<TrustDomain>, _> = mesh
-        .accepted_trust_domains()
-        .into_iter()
-        .map(TrustDomain::from_config)
-        .collect();
-    let cert = ServerCert::start(authority.clone(), TrustDomainRule::one_of(accepted?))?;
+    let (_, rule) = trust(mesh.accepted_trust_domains())?;
+    let cert = ServerCert::start(authority.clone(), rule)?;
     tasks.spawn(root_configmap::run(client.clone(), root_name, authority.bundle_watch()));
 
     let metrics = PilotMetrics::new(&registry);
@@ -200,16 +196,18 @@ pub async fn start(
     tasks.spawn(async move { while kinds.join_next().await.is_some() {} });
 
     let reviewer = Arc::new(KubeTokenReviewer::new(client.clone()));
+    let tokens = Arc::new(KubeTokenAuthenticator::new(
+        trust_domain,
+        &options.cluster_id,
+        reviewer,
+        audiences,
+        clock.clone(),
+    ));
     let authenticators = Authenticators::new(vec![
         Arc::new(ClientCertAuthenticator::new(clock.clone())),
-        Arc::new(KubeTokenAuthenticator::new(
-            trust_domain,
-            &options.cluster_id,
-            reviewer,
-            audiences,
-            clock.clone(),
-        )),
+        tokens.clone(),
     ]);
+    tasks.spawn(follow_trust_domains(hub.trust_domains(), tokens, cert.clone()));
     let backend = |auth: Option<Authenticators>| {
         Arc::new(AdsBackend::new(
             hub.clone(),
@@ -300,6 +298,41 @@ async fn serve(name: &'static str, server: impl Future<Output = Result<(), tonic
     if let Err(error) = server.await {
         tracing::error!(target: "server", "gRPC on {name}: {error}");
     }
+}
+
+/// The first trust domain, and the rule that accepts all of them.
+fn trust(domains: impl IntoIterator<Item: AsRef<str>>) -> Result<(TrustDomain, TrustDomainRule), SpiffeIdError> {
+    let all: Result<Vec<TrustDomain>, _> = domains
+        .into_iter()
+        .map(|d| TrustDomain::from_config(d.as_ref()))
+        .collect();
+    let all = all?;
+    let first = all.first().cloned().map_or_else(|| TrustDomain::from_config(""), Ok)?;
+    Ok((first, TrustDomainRule::one_of(all)))
+}
+
+/// New certificates are of the trust domain that the mesh configuration names now; those of the former one are accepted while
+/// it is among the aliases.
+async fn follow_trust_domains(
+    mut domains: tokio::sync::watch::Receiver<Vec<String>>,
+    tokens: Arc<KubeTokenAuthenticator>,
+    cert: Arc<ServerCert>,
+) {
+    while domains.changed().await.is_ok() {
+        let now = domains.borrow_and_update().clone();
+        match trust(&now) {
+            Ok((own, rule)) => {
+                tracing::info!(target: "ca", "trust domain {own}, accepted: {}", now.join(", "));
+                tokens.set_trust_domain(own);
+                if let Err(error) = cert.set_trust_domains(rule) {
+                    tracing::error!(target: "ca", "the control plane's own certificate cannot be renewed: {error}");
+                }
+            }
+            Err(error) => tracing::error!(target: "ca", "the trust domain stays as it was: {error}"),
+        }
+    }
+    // The hub is gone, and with it the process.
+    std::future::pending::<()>().await;
 }
 
 async fn stopped(mut watch: DrainWatch) {

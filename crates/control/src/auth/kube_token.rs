@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
@@ -120,7 +121,7 @@ pub struct KubeTokenAuthenticator {
     reviewers: BTreeMap<String, Arc<dyn TokenReviewer>>,
     primary: String,
     audiences: Vec<String>,
-    trust_domain: TrustDomain,
+    trust_domain: ArcSwap<TrustDomain>,
     clock: Arc<dyn Clock>,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
 }
@@ -139,7 +140,7 @@ impl KubeTokenAuthenticator {
             reviewers: BTreeMap::from([(cluster_id.to_owned(), reviewer)]),
             primary: cluster_id.to_owned(),
             audiences,
-            trust_domain,
+            trust_domain: ArcSwap::from_pointee(trust_domain),
             clock,
             remembered: Mutex::default(),
         }
@@ -150,6 +151,11 @@ impl KubeTokenAuthenticator {
     pub fn with_cluster(mut self, cluster_id: &str, reviewer: Arc<dyn TokenReviewer>) -> Self {
         self.reviewers.insert(cluster_id.to_owned(), reviewer);
         self
+    }
+
+    /// Identities are of this trust domain from now on, also those of tokens that were reviewed before.
+    pub fn set_trust_domain(&self, trust_domain: TrustDomain) {
+        self.trust_domain.store(Arc::new(trust_domain));
     }
 
     fn check(&self, reviewed: &ReviewedToken) -> Result<SpiffeId, String> {
@@ -166,7 +172,7 @@ impl KubeTokenAuthenticator {
                 if !reviewed.groups.iter().any(|g| g == "system:serviceaccounts") {
                     return Err(format!("the token of {:?} is not a service account", reviewed.username));
                 }
-                SpiffeId::new(&self.trust_domain, namespace, name).map_err(|e| e.to_string())
+                SpiffeId::new(&self.trust_domain.load(), namespace, name).map_err(|e| e.to_string())
             }
             _ => Err(format!(
                 "the token of {:?} is not a service account's",
@@ -178,7 +184,13 @@ impl KubeTokenAuthenticator {
     fn recall(&self, key: &[u8; 32]) -> Option<Caller> {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = remembered.get(key)?;
-        if entry.until <= self.clock.now() {
+        let current = self.trust_domain.load();
+        let of_today = entry
+            .caller
+            .identities
+            .iter()
+            .all(|id| id.trust_domain() == current.as_str());
+        if entry.until <= self.clock.now() || !of_today {
             remembered.remove(key);
             return None;
         }

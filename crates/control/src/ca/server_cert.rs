@@ -18,7 +18,7 @@ const LONGEST_SLEEP: StdDuration = StdDuration::from_secs(3600);
 pub struct ServerCert {
     authority: Arc<Authority>,
     names: Vec<String>,
-    trust_domains: TrustDomainRule,
+    trust_domains: ArcSwap<TrustDomainRule>,
     current: ArcSwap<Current>,
 }
 
@@ -73,16 +73,26 @@ impl ServerCert {
         Ok(Arc::new(Self {
             authority,
             names,
-            trust_domains,
+            trust_domains: ArcSwap::from_pointee(trust_domains),
             current: ArcSwap::from_pointee(current),
         }))
     }
 
     /// Replaces the certificate now.
     pub fn renew(&self) -> Result<(), Error> {
+        let rule = self.trust_domains.load();
         self.current
-            .store(Arc::new(issue(&self.authority, &self.names, &self.trust_domains)?));
+            .store(Arc::new(issue(&self.authority, &self.names, &rule)?));
         Ok(())
+    }
+
+    /// Clients are accepted by this rule from the next handshake on.
+    ///
+    /// # Errors
+    /// When no certificate can be issued; then the former rule goes on until the next renewal.
+    pub fn set_trust_domains(&self, rule: TrustDomainRule) -> Result<(), Error> {
+        self.trust_domains.store(Arc::new(rule));
+        self.renew()
     }
 
     /// The certificate and its key.

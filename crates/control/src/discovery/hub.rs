@@ -76,6 +76,7 @@ pub struct View<'a> {
 pub struct Hub {
     commands: mpsc::UnboundedSender<Command>,
     key_needs: watch::Receiver<Vec<KeySetNeed>>,
+    trust_domains: watch::Receiver<Vec<String>>,
 }
 
 impl Hub {
@@ -86,6 +87,7 @@ impl Hub {
     pub fn start(mesh: Mesh, metrics: PilotMetrics, board: Board, wants: SecretWants) -> std::io::Result<Hub> {
         let (commands, queue) = mpsc::unbounded_channel();
         let (needs, key_needs) = watch::channel(Vec::new());
+        let (accepted, trust_domains) = watch::channel(accepted_trust_domains(&mesh));
         let state = State {
             world: World::new(mesh),
             revision: 1,
@@ -97,12 +99,17 @@ impl Hub {
             board,
             wants,
             needs,
+            accepted,
             closed: false,
         };
         std::thread::Builder::new()
             .name("hub".into())
             .spawn(move || state.run(queue))?;
-        Ok(Hub { commands, key_needs })
+        Ok(Hub {
+            commands,
+            key_needs,
+            trust_domains,
+        })
     }
 
     /// Applies a change of the world.
@@ -116,6 +123,11 @@ impl Hub {
     /// The key sets that RequestAuthentications name, whenever they change.
     pub fn key_needs(&self) -> watch::Receiver<Vec<KeySetNeed>> {
         self.key_needs.clone()
+    }
+
+    /// The trust domains of the mesh configuration, whenever they change: its own, then all others whose identities are accepted.
+    pub fn trust_domains(&self) -> watch::Receiver<Vec<String>> {
+        self.trust_domains.clone()
     }
 
     /// Admits a stream; `None` when the hub is shutting down.
@@ -183,6 +195,8 @@ struct State {
     wants: SecretWants,
     /// Told which key sets are needed.
     needs: watch::Sender<Vec<KeySetNeed>>,
+    /// Told which trust domains are accepted.
+    accepted: watch::Sender<Vec<String>>,
     closed: bool,
 }
 
@@ -290,12 +304,8 @@ impl State {
         if !round.effect.is_none() {
             self.metrics.triggers.inc();
             self.board.moved();
-            let needs = self.world.needed_key_sets();
-            self.needs.send_if_modified(|former| {
-                let changed = *former != needs;
-                *former = needs;
-                changed
-            });
+            tell(&self.needs, self.world.needed_key_sets());
+            tell(&self.accepted, accepted_trust_domains(self.world.mesh()));
             self.metrics
                 .services
                 .set(self.world.visible_services("").count() as f64);
@@ -363,6 +373,19 @@ impl State {
             }
         }
     }
+}
+
+/// Sends a value that differs from the last one.
+fn tell<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|former| {
+        let changed = *former != value;
+        *former = value;
+        changed
+    });
+}
+
+fn accepted_trust_domains(mesh: &Mesh) -> Vec<String> {
+    mesh.accepted_trust_domains().into_iter().map(String::from).collect()
 }
 
 /// What a round of pushes has to do.
