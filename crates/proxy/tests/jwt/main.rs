@@ -6,6 +6,7 @@ mod common;
 
 mod cases;
 mod pair;
+mod routing;
 mod threats;
 
 use pair::{Outcome, Pair};
@@ -16,6 +17,7 @@ async fn tokens_mean_what_they_mean_to_envoy() {
     let issuer = mantlet_testkit::jwt::Issuer::new();
     let scenarios = cases::scenarios(&issuer);
     let pair = Pair::start(scenarios.iter().map(|s| s.jwt.clone()).collect()).await;
+    let listed = include_str!("../../../../docs/deviations.toml");
     let (mut count, mut passed, mut deviating) = (0, 0, 0);
     let mut wrong = Vec::new();
     for (index, scenario) in scenarios.iter().enumerate() {
@@ -27,12 +29,14 @@ async fn tokens_mean_what_they_mean_to_envoy() {
             let good = match case.deviation {
                 None => theirs == ours,
                 // A deviation denies, and is needed: Envoy lets it pass.
-                Some(cases::Deviation::Denies(_)) => {
+                Some(cases::Deviation::Denies(id)) => {
                     deviating += 1;
+                    assert!(listed.contains(&format!("id = \"{id}\"")), "{id} is not listed");
                     theirs.status == 200 && matches!(ours.status, 401 | 403)
                 }
-                Some(cases::Deviation::ForwardsOther(_)) => {
+                Some(cases::Deviation::ForwardsOther(id)) => {
                     deviating += 1;
+                    assert!(listed.contains(&format!("id = \"{id}\"")), "{id} is not listed");
                     (theirs.status, ours.status) == (200, 200) && theirs != ours
                 }
             };

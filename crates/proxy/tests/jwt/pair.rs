@@ -17,6 +17,7 @@ use mantlet_model::endpoint::{Endpoint, Health};
 use mantlet_model::http::{JwtAuthn, RouteSource};
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener};
 use mantlet_model::names::Direction;
+use mantlet_model::route::RouteTable;
 use mantlet_model::snapshot::ProxySnapshot;
 use mantlet_testkit::{ChildGuard, EchoServer, Recorded};
 use mantlet_xds::encode::{self, Dialect, Options};
@@ -81,6 +82,7 @@ pub(crate) fn snapshot(
     plans: &[Option<JwtAuthn>],
     app: SocketAddr,
     authz: Vec<AuthzFilter>,
+    routes: Option<&RouteTable>,
 ) -> ProxySnapshot {
     let mut out = ProxySnapshot::default();
     let endpoint = Endpoint {
@@ -95,7 +97,8 @@ pub(crate) fn snapshot(
     let upstream = cluster("app", Discovery::Static(vec![endpoint]));
     out.clusters.insert("app".into(), Arc::new(upstream));
     for (index, (address, plan)) in addresses.iter().zip(plans).enumerate() {
-        let routes = RouteSource::Inline(Box::new(table("inbound", &["*"], forward_to("app", None))));
+        let plain = || table("inbound", &["*"], forward_to("app", None));
+        let routes = RouteSource::Inline(Box::new(routes.cloned().unwrap_or_else(plain)));
         let mut manager = http_manager(routes, true, authz.clone());
         manager.jwt = plan.clone();
         let listener = Listener {
@@ -135,17 +138,24 @@ fn write_response(dir: &Path, name: &str, resources: Vec<mantlet_xds::Any>) {
 impl Pair {
     /// One listener per plan, in both programs.
     pub(crate) async fn start(plans: Vec<JwtAuthn>) -> Pair {
+        Self::with_routes(plans, None).await
+    }
+
+    /// The same, with other routes than one to the application.
+    pub(crate) async fn with_routes(plans: Vec<JwtAuthn>, routes: Option<&RouteTable>) -> Pair {
         let plans: Vec<_> = plans.into_iter().map(Some).collect();
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let app = EchoServer::on(socket, None, tell);
         let [envoy, ours] = [addresses(plans.len()), addresses(plans.len())];
 
         let proxy = Proxy::start("web", 1);
-        proxy.apply(snapshot(&ours, &plans, app.address(), vec![])).await;
+        proxy
+            .apply(snapshot(&ours, &plans, app.address(), vec![], routes))
+            .await;
 
         let dir = tempfile::tempdir().unwrap();
         let options = Options::new(Dialect::PlainEnvoy);
-        let theirs = snapshot(&envoy, &plans, app.address(), vec![]);
+        let theirs = snapshot(&envoy, &plans, app.address(), vec![], routes);
         let listeners = theirs.listeners.values().map(|l| encode::listener(l, &options));
         write_response(dir.path(), "lds.pb", listeners.collect());
         let clusters = theirs.clusters.values().map(|c| encode::cluster(c, &options));
@@ -237,7 +247,9 @@ pub(crate) async fn alone_with(plan: Option<JwtAuthn>, authz: Vec<AuthzFilter>) 
     let app = EchoServer::on(socket, None, tell);
     let address = addresses(1)[0];
     let proxy = Proxy::start("web", 1);
-    proxy.apply(snapshot(&[address], &[plan], app.address(), authz)).await;
+    proxy
+        .apply(snapshot(&[address], &[plan], app.address(), authz, None))
+        .await;
     (proxy, app, address)
 }
 

@@ -186,6 +186,7 @@ async fn remembered_tokens_end_with_their_time_and_their_keys() {
             &[Some(one(&other))],
             app.address(),
             vec![],
+            None,
         ))
         .await;
     assert_eq!(
