@@ -209,7 +209,7 @@ pub async fn start(
     ]);
     tasks.spawn(follow_trust_domains(hub.trust_domains(), tokens, cert.clone()));
     let backend = |auth: Option<Authenticators>| {
-        Arc::new(AdsBackend::new(
+        let backend = AdsBackend::new(
             hub.clone(),
             board.clone(),
             metrics.clone(),
@@ -217,8 +217,8 @@ pub async fn start(
             clock.clone(),
             auth,
             options.pod_name.clone(),
-            keys.clone(),
-        ))
+        );
+        Arc::new(backend.telling(keys.clone()))
     };
 
     let injector = InjectorConfig::default();

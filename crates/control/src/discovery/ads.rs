@@ -46,7 +46,7 @@ pub struct AdsBackend {
     authenticators: Option<Authenticators>,
     identifier: String,
     /// Told when a proxy met a token of an unknown key.
-    keys: Resolver,
+    keys: Option<Resolver>,
     open: Arc<AtomicUsize>,
 }
 
@@ -60,7 +60,6 @@ impl AdsBackend {
         clock: Arc<dyn Clock>,
         authenticators: Option<Authenticators>,
         identifier: String,
-        keys: Resolver,
     ) -> AdsBackend {
         AdsBackend {
             hub,
@@ -70,8 +69,17 @@ impl AdsBackend {
             clock,
             authenticators,
             identifier,
-            keys,
+            keys: None,
             open: Arc::default(),
+        }
+    }
+
+    /// The same, telling `keys` when a proxy met a token of an unknown key.
+    #[must_use]
+    pub fn telling(self, keys: Resolver) -> AdsBackend {
+        AdsBackend {
+            keys: Some(keys),
+            ..self
         }
     }
 
@@ -148,7 +156,7 @@ impl Backend for AdsBackend {
                 tracing::info!(target: "ads", "ADS: {}-{id} terminated", node.display_name());
                 hub.disconnect(id);
             } else {
-                if let StreamEvent::UnknownKeys { held } = &event {
+                if let (StreamEvent::UnknownKeys { held }, Some(keys)) = (&event, &keys) {
                     held.iter().for_each(|name| keys.unknown_key(name));
                 }
                 board.event(id, event);

@@ -62,8 +62,7 @@ impl Watches {
         let client = &self.client;
 
         tasks.spawn(self.clone().follow(
-            Api::<Service>::all(client.clone()),
-            all(),
+            (Api::<Service>::all(client.clone()), all()),
             "services",
             |service: &Service, _: &Watches| {
                 let service = service.clone();
@@ -74,8 +73,7 @@ impl Watches {
             |_| None,
         ));
         tasks.spawn(self.clone().follow(
-            Api::<EndpointSlice>::all(client.clone()),
-            all(),
+            (Api::<EndpointSlice>::all(client.clone()), all()),
             "endpointslices",
             |slice: &EndpointSlice, _: &Watches| {
                 let slice = slice.clone();
@@ -86,8 +84,7 @@ impl Watches {
             |_| None,
         ));
         tasks.spawn(self.clone().follow(
-            Api::<Pod>::all(client.clone()),
-            all(),
+            (Api::<Pod>::all(client.clone()), all()),
             "pods",
             |pod: &Pod, _: &Watches| {
                 let pod = pod.clone();
@@ -99,8 +96,7 @@ impl Watches {
         ));
         let mesh_only = all().fields(&format!("metadata.name={}", self.mesh_configmap));
         tasks.spawn(self.clone().follow(
-            Api::<ConfigMap>::namespaced(client.clone(), &self.namespace),
-            mesh_only,
+            (Api::<ConfigMap>::namespaced(client.clone(), &self.namespace), mesh_only),
             "mesh config",
             |map: &ConfigMap, watches: &Watches| match read_mesh(map, &watches.base) {
                 Ok(mesh) => Box::new(move |w: &mut World| w.set_mesh(mesh)),
@@ -122,8 +118,7 @@ impl Watches {
                 ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), plural);
             let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
             tasks.spawn(self.clone().follow(
-                api,
-                all(),
+                (api, all()),
                 plural,
                 move |object: &DynamicObject, _: &Watches| match serde_json::to_value(object) {
                     Ok(value) => Box::new(move |w: &mut World| w.set_config(kind, &value)),
@@ -142,8 +137,7 @@ impl Watches {
 
     async fn follow<K>(
         self,
-        api: Api<K>,
-        config: watcher::Config,
+        (api, config): (Api<K>, watcher::Config),
         what: &'static str,
         set: impl Fn(&K, &Watches) -> Box<dyn FnOnce(&mut World) -> Effect + Send> + Send,
         remove: impl Fn(String, String, &Watches) -> Box<dyn FnOnce(&mut World) -> Effect + Send> + Send,
@@ -166,7 +160,9 @@ impl Watches {
                 hub.change(change);
                 board.saw(what, version.as_deref());
                 // Without a status writer nobody is told.
-                job.map(|job| status.send(job));
+                if let Some(job) = job {
+                    let _ = status.send(job);
+                }
             }
         };
         let leave = |namespace: String, name: String| {
