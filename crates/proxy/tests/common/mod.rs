@@ -24,6 +24,7 @@ use mantlet_proxy::telemetry::exchange::PeerLabels;
 use mantlet_proxy::worker::{Phase, Shared, Tuning};
 use mantlet_runtime::Registry;
 use mantlet_testkit::TestCa;
+pub use mantlet_testkit::free_address;
 
 pub const HOST: &str = "web.default.svc.cluster.local";
 pub const SERVER_SA: &str = "spiffe://cluster.local/ns/default/sa/web";
@@ -90,12 +91,6 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.set_phase(Phase::Stopping);
     }
-}
-
-/// A port of 127.0.0.1 that nobody listens on.
-pub fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,10 @@
 //! Envoy as a child process, with an ADS server of ours behind it.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use mantlet_testkit::process::ChildGuard;
@@ -108,21 +107,9 @@ impl Running {
     }
 }
 
-/// Ports that are free, from below the range that the kernel gives to clients, so that none of them is taken before
-/// Envoy binds it.
+/// Ports for Envoy's listeners.
 pub(crate) fn ports(count: usize) -> Vec<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 10_000) as u16;
-    let mut out = Vec::new();
-    while out.len() < count {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        assert!(step < 10_000, "no free ports");
-        let port = 12_000 + (start + step) % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            out.push(port);
-        }
-    }
-    out
+    std::iter::repeat_with(mantlet_testkit::free_port).take(count).collect()
 }
 
 fn bootstrap(ads: SocketAddr, delta: bool) -> String {

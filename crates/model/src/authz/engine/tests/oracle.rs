@@ -164,7 +164,10 @@ pub(super) fn atom(a: &Atom, request: &Request) -> Option<bool> {
         }
         (Attribute::Method, m) => each(m, http(vec![request.method.clone()]), true),
         (Attribute::Path, Matcher::Template(t)) => {
-            let pattern = quoted(t).replace(r"\{\*\*\}", ".*").replace(r"\{\*\}", "[^/]+");
+            let one = "[A-Za-z0-9._~%!$&'()+,;:@=-]";
+            let pattern = quoted(t)
+                .replace(r"\{\*\*\}", &format!("(?:{one}|/)*"))
+                .replace(r"\{\*\}", &format!("{one}+"));
             Some(request.http && full(&pattern).unwrap().is_match(&request.path))
         }
         (Attribute::Path, m) => each(m, http(vec![request.path.clone()]), false),
