@@ -537,7 +537,6 @@ const HOSTS: &[&str] = &[
     "db.shop.svc.cluster.local",
     "web*",
     "*.shop.svc.cluster.local",
-    "web.other.svc.cluster.local",
 ];
 const PEERS: &[&str] = &[
     "cluster.local/ns/shop/sa/web",
@@ -647,7 +646,11 @@ fn access_rule() -> impl Strategy<Value = Value> {
         texts(&["8080", "6379"]).prop_map(|v| json!([{"key": "destination.port", "values": v}])),
         texts(NAMESPACES).prop_map(|v| json!([{"key": "destination.namespace", "values": v}])),
         texts(NAMES).prop_map(|v| json!([{"key": "destination.name", "values": v}])),
-        Just(json!([{"key": "destination.user", "values": ["x"]}])),
+    ];
+    // Sometimes one that cannot be kept.
+    let constraint = prop_oneof![
+        40 => constraint,
+        1 => Just(json!([{"key": "destination.user", "values": ["x"]}])),
     ];
     (
         proptest::collection::vec(text(HOSTS), 1..3),
@@ -686,8 +689,8 @@ fn subject() -> impl Strategy<Value = Value> {
         text(IPS).prop_map(|v| json!({ "source.ip": v })),
         text(&["g1", "g*"]).prop_map(|v| json!({ "request.auth.claims[groups]": v })),
         text(&["admin"]).prop_map(|v| json!({ "request.headers[x-role]": v })),
-        Just(json!({ "frobnicate": "x" })),
     ];
+    let properties = prop_oneof![40 => properties, 1 => Just(json!({ "frobnicate": "x" }))];
     (
         user,
         pair("names", "notNames", PRINCIPALS),
@@ -737,6 +740,7 @@ fn rbac() -> impl Strategy<Value = Vec<Value>> {
             .into_iter()
             .map(|spec| object("ClusterRbacConfig", "default", spec))
             .collect();
+        let count = roles.len();
         for (i, rules) in roles.into_iter().enumerate() {
             out.push(object("ServiceRole", &format!("r{i}"), json!({ "rules": rules })));
         }
@@ -744,7 +748,7 @@ fn rbac() -> impl Strategy<Value = Vec<Value>> {
             let mut spec = json!({ "subjects": subjects });
             match actions {
                 Some(actions) => spec["actions"] = json!(actions),
-                None => spec["roleRef"] = json!({"kind": "ServiceRole", "name": format!("r{role}")}),
+                None => spec["roleRef"] = json!({"kind": "ServiceRole", "name": format!("r{}", role % count)}),
             }
             if trial {
                 spec["mode"] = json!("PERMISSIVE");
@@ -791,38 +795,6 @@ fn asked() -> impl Strategy<Value = Question> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The migrated files decide as the former objects do in the mesh, and neither allows what the former kinds denied;
-    /// where nothing is said to be lost, all three agree.
-    #[test]
-    fn migrated_former_and_naive_agree(
-        policies in policies(),
-        rbac in rbac(),
-        questions in proptest::collection::vec(asked(), 1..24),
-    ) {
-        let mut old = world(SHOP);
-        for object in policies.iter().chain(&rbac) {
-            add(&mut old, object);
-        }
-        let (new, migration) = migrated(SHOP, &old);
-        let naive = Naive::new(&policies, &rbac);
-        let lost: Vec<_> = migration.notes.iter().filter(|n| n.weight == Weight::Lost).collect();
-        for app in NAMES {
-            for port in [8080, 9090, 6379] {
-                prop_assert_eq!(mode(&new, app, port), mode(&old, app, port), "{} {}", app, port);
-                prop_assert_eq!(mode(&old, app, port), naive.mode(app, port), "{} {}", app, port);
-            }
-        }
-        for question in &questions {
-            let (in_mesh, in_files, before) =
-                (allowed(&old, question), allowed(&new, question), naive.allows(question));
-            prop_assert_eq!(in_files, in_mesh, "{:?}\n{:?}", question, migration.objects);
-            prop_assert!(before || !in_mesh, "allowed what was denied: {:?}\n{:?}", question, migration.objects);
-            if lost.is_empty() {
-                prop_assert_eq!(in_mesh, before, "{:?}\n{:?}", question, migration.objects);
-            }
-        }
-    }
-
     /// Whatever order objects come in, the world is the same, and taking the former ones away leaves nothing behind.
     #[test]
     fn order_does_not_matter(policies in policies(), rbac in rbac(), seed in any::<u64>()) {
@@ -853,4 +825,59 @@ proptest! {
         }
         prop_assert!(a.former().is_empty());
     }
+}
+
+/// The migrated files decide as the former objects do in the mesh, and neither allows what the former kinds denied; where nothing is
+/// said to be lost, all three agree.
+#[test]
+fn migrated_former_and_naive_agree() {
+    let config = ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let strategy = (policies(), rbac(), proptest::collection::vec(asked(), 1..24));
+    // Questions, those whose answers must be equal, and of these the allowed ones.
+    let counts = std::cell::Cell::new([0u32; 3]);
+    let run = |(policies, rbac, questions): (Vec<Value>, Vec<Value>, Vec<Question>)| {
+        let mut old = world(SHOP);
+        for object in policies.iter().chain(&rbac) {
+            add(&mut old, object);
+        }
+        let (new, migration) = migrated(SHOP, &old);
+        let naive = Naive::new(&policies, &rbac);
+        let lost = migration.notes.iter().any(|n| n.weight == Weight::Lost);
+        for app in NAMES {
+            for port in [8080, 9090, 6379] {
+                prop_assert_eq!(mode(&new, app, port), mode(&old, app, port), "{} {}", app, port);
+                prop_assert_eq!(mode(&old, app, port), naive.mode(app, port), "{} {}", app, port);
+            }
+        }
+        for question in &questions {
+            let (in_mesh, in_files, before) =
+                (allowed(&old, question), allowed(&new, question), naive.allows(question));
+            prop_assert_eq!(in_files, in_mesh, "{:?}\n{:?}", question, migration.objects);
+            prop_assert!(
+                before || !in_mesh,
+                "allowed what was denied: {:?}\n{:?}",
+                question,
+                migration.objects
+            );
+            if !lost {
+                prop_assert_eq!(in_mesh, before, "{:?}\n{:?}", question, migration.objects);
+            }
+            let [all, equal, allows] = counts.get();
+            counts.set([all + 1, equal + u32::from(!lost), allows + u32::from(!lost && before)]);
+        }
+        Ok(())
+    };
+    let result = proptest::test_runner::TestRunner::new(config).run(&strategy, run);
+    result.unwrap_or_else(|error| panic!("{error}"));
+    let [all, equal, allows] = counts.get();
+    println!("{all} questions, {equal} with equal answers, {allows} of these allowed");
+    assert!(equal * 3 > all, "too much is lost to compare: {equal} of {all}");
+    assert!(
+        allows * 10 > equal * 2 && allows * 10 < equal * 8,
+        "{allows} of {equal} allowed"
+    );
 }
