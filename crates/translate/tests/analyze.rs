@@ -8,7 +8,7 @@ use mantlet_translate::analyze::{self, Finding, Input, Origin, Resource, table};
 use serde_json::{Map, Value, json};
 
 /// Messages that cases of this form cannot provoke, with the test that does.
-const ELSEWHERE: [(&str, &str); 4] = [
+const ELSEWHERE: [(&str, &str); 5] = [
     (
         "IST0001",
         "a list that the API server refuses: cli/src/analyze/collect.rs reports it",
@@ -18,6 +18,10 @@ const ELSEWHERE: [(&str, &str); 4] = [
     (
         "MNT0005",
         "cli/src/analyze/tests.rs: texts_that_are_no_yaml_are_findings",
+    ),
+    (
+        "MNT0007",
+        "cli/src/analyze/tests.rs: texts_without_indentation_are_findings",
     ),
 ];
 

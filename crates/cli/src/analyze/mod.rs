@@ -15,6 +15,7 @@ use mantlet_translate::analyze::{self, Finding, Input, Origin, Resource, table};
 
 use crate::files::{self, Document};
 use crate::inspect;
+use crate::validate;
 
 /// Exit code when findings reach the failure threshold.
 const FOUND: u8 = 79;
@@ -194,6 +195,11 @@ impl Files {
         };
         for chunk in files::chunks(&paths)? {
             match chunk.read() {
+                // Objects without a name, most often because their lines lost the indentation, cannot be analysed, only told.
+                Ok(documents) if documents.iter().any(|d| !named(&d.value)) => {
+                    out.unreadable
+                        .extend(validate::findings(std::slice::from_ref(&chunk)).iter().filter_map(told));
+                }
                 Ok(documents) => out.documents.extend(documents),
                 Err(problem) => out.unreadable.push(Finding {
                     message: &table::SYNTAX,
@@ -240,6 +246,34 @@ impl Files {
             .map_or(origin.line, |document| document.position(&finding.path).0);
         Some(format!("{}:{line}", origin.file))
     }
+}
+
+/// True for an object that has a name or gets one.
+fn named(value: &serde_json::Value) -> bool {
+    ["/metadata/name", "/metadata/generateName"].iter().any(|at| {
+        value
+            .pointer(at)
+            .and_then(serde_json::Value::as_str)
+            .is_some_and(|name| !name.is_empty())
+    })
+}
+
+/// A finding of `validate` as one of `analyze`.
+fn told(located: &validate::Located) -> Option<Finding> {
+    let mut object = located.object.split('/').map(str::to_string);
+    Some(Finding {
+        message: table::find(located.finding.code.0)?,
+        kind: object.next()?,
+        namespace: object.next()?,
+        name: object.next()?,
+        origin: Some(Origin {
+            file: located.file.clone(),
+            document: usize::MAX,
+            line: located.line,
+        }),
+        path: located.finding.path.clone(),
+        text: located.finding.full(),
+    })
 }
 
 /// Chooses, prints, and decides about the exit code.

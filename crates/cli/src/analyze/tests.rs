@@ -206,3 +206,30 @@ fn sockets_of_localhost() {
     let ports: Vec<u16> = collect::only_localhost(text).into_iter().collect();
     assert_eq!(ports, [8080, 8081], "81 is open on ::, 82 is no listener");
 }
+
+#[test]
+fn texts_without_indentation_are_findings() {
+    let flat = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\nname: a_b\nspec:\nrules:\n- to:\n- operation:\npath: [/a]\n";
+    let answer = analyze(flat, &[]);
+    for part in [
+        "Error [MNT0007] (AuthorizationPolicy a_b file.yaml:4) the indentation is lost; by their names the lines belong together like this:",
+        "|   name: a_b\n",
+        "Error [MNT0004] (AuthorizationPolicy a_b file.yaml:4) \"a_b\" is no name that Kubernetes takes",
+        "[MNT0001] (AuthorizationPolicy a_b file.yaml:9) unknown field \"path\"",
+        "did you mean \"paths\"?",
+    ] {
+        assert!(answer.text.contains(part), "no {part:?} in {}", answer.text);
+    }
+    assert_ne!(answer.code, 0);
+    let good = flat
+        .replace("\nname: a_b", "\n  name: ab")
+        .replace("\nrules", "\n  rules")
+        .replace("\n- to", "\n  - to")
+        .replace("\n- op", "\n    - op")
+        .replace("\npath", "\n        paths");
+    assert!(
+        !analyze(&good, &[]).text.contains("MNT00"),
+        "{}",
+        analyze(&good, &[]).text
+    );
+}
