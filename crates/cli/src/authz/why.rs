@@ -89,9 +89,16 @@ fn print(entry: &Entry, out: &mut String) {
     let _ = writeln!(out, "  {:<12}{peer}, {}", "client", denial.source);
     let _ = writeln!(out, "  {:<12}port {} of {}", "server", denial.port, entry.pod);
     let rule = match RuleId::find(&denial.details) {
+        Some(id) if denial.details.contains(mantlet_model::ext_authz::ID_PREFIX) => format!("CUSTOM {id}"),
         Some(id) => format!("DENY {id}"),
         None if denial.details.contains("[none]") => "no rule of the ALLOW policies matches".into(),
-        None => denial.details.clone(),
+        None => match denial.details.strip_prefix("jwt_authn_access_denied{") {
+            Some(rest) => format!(
+                "RequestAuthentication: {}",
+                rest.trim_end_matches('}').replace('_', " ")
+            ),
+            None => denial.details.clone(),
+        },
     };
     let _ = writeln!(out, "  {:<12}{rule}", "policy");
     if let Some(near) = &denial.nearest {

@@ -13,10 +13,10 @@ enum Token {
     Any,
 }
 
-/// What `{*}` and `{**}` stand for: the characters of a path segment in RFC 3986 without `*`, as Envoy has it. Other ones
+/// What `{*}` and `{**}` stand for: the characters of a path segment in RFC 3986, as Envoy has it. Other ones
 /// occur in paths that are not normalised.
 fn is_segment_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;:@=".contains(&byte)
 }
 
 /// Bounds the work of [`Template::matches`]; Envoy allows no more operators either.

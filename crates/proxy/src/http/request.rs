@@ -172,6 +172,8 @@ async fn steps(
     }
     // JWT before authorization, since its claims are attributes there.
     if let Err(reply) = authenticate(exchange) {
+        let remembered = &exchange.downstream.worker.shared.telemetry;
+        remembered.denied_request(exchange, &reply.details);
         let challenge = challenge(exchange, &reply);
         let mut response = reply::respond(reply, exchange.grpc, &manager.server_name, account);
         if let Some(challenge) = challenge {

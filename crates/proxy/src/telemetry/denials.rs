@@ -146,6 +146,9 @@ impl Denials {
 
 /// Action, policy and rule by which a denial is counted.
 fn series(details: &str) -> [String; 3] {
+    if details.starts_with("jwt_authn") {
+        return ["JWT", "none", "none"].map(String::from);
+    }
     let custom = details.starts_with("ext_authz") || details.contains(mantlet_model::ext_authz::ID_PREFIX);
     match RuleId::find(details) {
         Some(id) => [
@@ -208,6 +211,25 @@ mod tests {
             text.contains(r#"mantlet_authz_decisions_total{action="DENY",policy="a/p0",rule="0",outcome="denied"} 1"#)
         );
         assert!(text.contains(r#"action="other",policy="other",rule="other",outcome="denied"} 2001"#));
+    }
+
+    #[test]
+    fn each_kind_of_denial_has_its_series() {
+        for (details, wanted) in [
+            (
+                "rbac_access_denied_matched_policy[ns[a]-policy[b]-rule[2]]",
+                ["DENY", "a/b", "2"],
+            ),
+            ("rbac_access_denied_matched_policy[none]", ["ALLOW", "none", "none"]),
+            (
+                "rbac_access_denied_matched_policy[istio-ext-authz-opa-ns[a]-policy[b]-rule[0]-deny-due-to-bad-CUSTOM-action]",
+                ["CUSTOM", "a/b", "0"],
+            ),
+            ("ext_authz_denied", ["CUSTOM", "none", "none"]),
+            ("jwt_authn_access_denied{Jwt_is_expired}", ["JWT", "none", "none"]),
+        ] {
+            assert_eq!(series(details), wanted.map(String::from), "{details}");
+        }
     }
 
     #[test]

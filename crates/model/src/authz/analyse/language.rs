@@ -77,6 +77,10 @@ pub(super) trait Guard {
     fn accepts(&self, state: u32) -> bool;
     /// Bytes that it tells apart from others of their sort, and one byte or more of every sort, the nicest first.
     fn alphabet(&self) -> Vec<Vec<u8>>;
+    /// Bytes that behave as any other unless a pattern names them: walked only then.
+    fn rare(&self) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 /// A reachable combination of tests.
@@ -260,6 +264,7 @@ impl Machine {
                 }
             }
         }
+        out.extend(guard.rare().into_iter().filter(|b| named[*b as usize]));
         out
     }
 }
@@ -276,18 +281,24 @@ pub(super) struct Free {
     pub(super) sorts: Vec<Vec<u8>>,
     /// Whether the empty text is a value.
     pub(super) empty: bool,
+    /// Whether values may have characters beyond ASCII.
+    pub(super) beyond_ascii: bool,
 }
 
 impl Free {
     fn allows(&self, byte: u8) -> bool {
-        self.sorts.iter().flatten().any(|b| *b == byte)
+        self.sorts.iter().flatten().any(|b| *b == byte) || (self.beyond_ascii && byte >= 0x80)
     }
 
     /// HTTP methods.
     pub(super) fn method() -> Free {
         let mut sorts = vec![(b'A'..=b'Z').rev().chain(b'a'..=b'z').collect::<Vec<u8>>()];
         sorts[0].extend(b"0123456789!#$%&'*+-.^_`|~");
-        Free { sorts, empty: false }
+        Free {
+            sorts,
+            empty: false,
+            beyond_ascii: false,
+        }
     }
 
     /// `:authority` and server names.
@@ -295,10 +306,11 @@ impl Free {
         let mut all: Vec<u8> = (b'a'..=b'z').rev().collect();
         all.extend(b"0123456789");
         all.extend(b'A'..=b'Z');
-        all.extend(b"-._~:[]");
+        all.extend(b"-._~:[]!$&'()*+,;=%");
         Free {
             sorts: vec![all],
             empty: false,
+            beyond_ascii: false,
         }
     }
 
@@ -309,6 +321,7 @@ impl Free {
         Free {
             sorts: vec![all],
             empty: true,
+            beyond_ascii: true,
         }
     }
 }
@@ -326,6 +339,13 @@ impl Guard for Free {
     fn alphabet(&self) -> Vec<Vec<u8>> {
         self.sorts.clone()
     }
+    fn rare(&self) -> Vec<u8> {
+        if self.beyond_ascii {
+            (0x80..=0xff).collect()
+        } else {
+            Vec::new()
+        }
+    }
 }
 
 /// Header values: visible characters and blanks between them.
@@ -339,9 +359,12 @@ impl Guard for HeaderValue {
         match (state, byte) {
             (0, b' ') => None,
             (_, b' ') => Some(2),
-            (_, 0x21..=0x7e) => Some(1),
+            (_, 0x21..=0x7e | 0x80..=0xff) => Some(1),
             _ => None,
         }
+    }
+    fn rare(&self) -> Vec<u8> {
+        (0x80..=0xff).collect()
     }
     fn accepts(&self, state: u32) -> bool {
         state != 2
@@ -390,8 +413,8 @@ impl Guard for Path {
             (2, b'.') => Some(3),
             (_, b'%') => Some(PERCENT),
             (_, b'\\') if self.normal => None,
-            (_, b'#' | b'?' | b'"' | b'<' | b'>' | b'`') => None,
-            (_, 0x21..=0x7e) => Some(4),
+            (_, b'#' | b'?' | b'<' | b'>' | b'`') => None,
+            (_, 0x21..=0x7e | 0x80..=0xff) => Some(4),
             _ => None,
         }
     }
@@ -407,8 +430,10 @@ impl Guard for Path {
         plain.extend(b"0123456789");
         plain.extend(b'A'..=b'Z');
         plain.extend((0x21..=0x7e_u8).filter(|b| !b.is_ascii_alphanumeric() && !b"/.%#?".contains(b)));
-        // A percent sign behaves as any other character unless a pattern names it, so it is never a stand-in.
-        vec![plain, vec![b'/'], vec![b'.'], vec![b'%']]
+        vec![plain, vec![b'/'], vec![b'.']]
+    }
+    fn rare(&self) -> Vec<u8> {
+        (0x80..=0xff).chain([b'%']).collect()
     }
 }
 
@@ -559,6 +584,21 @@ mod tests {
             let (found, _) = combinations(&all, &Path { normal, merged });
             assert_eq!(found.len(), reachable, "{normal} {merged} {found:?}");
         }
+    }
+
+    #[test]
+    fn characters_beyond_ascii_are_walked_where_a_pattern_names_them() {
+        let exact = Pattern::new().text("/caf\u{e9}".as_bytes());
+        let suffix = Pattern::new().many().text("\u{e9}".as_bytes());
+        let guard = Path {
+            normal: true,
+            merged: true,
+        };
+        let (found, complete) = combinations(&[vec![exact], vec![suffix]], &guard);
+        assert!(complete);
+        let mut shown: Vec<&str> = found.iter().map(text).collect();
+        shown.sort_unstable();
+        assert_eq!(shown, ["/", "/caf\u{e9}", "/\u{e9}"]);
     }
 
     #[test]
