@@ -435,3 +435,56 @@ fn some(text: &str) -> Option<String> {
 fn millis(duration: mantlet_api::Duration) -> u64 {
     u64::try_from(duration.0.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_named_in_two_ways() {
+        let path = |name: &str| claim_path(name).map(|p| p.join("|"));
+        assert_eq!(path("@request.auth.claims.a").as_deref(), Some("a"));
+        assert_eq!(path("@request.auth.claims.a.b").as_deref(), Some("a|b"));
+        assert_eq!(
+            path("@REQUEST.auth.Claims.A").as_deref(),
+            Some("A"),
+            "S3.80: names keep their case"
+        );
+        assert_eq!(path("@request.auth.claims[a.b][c]").as_deref(), Some("a.b|c"));
+        for header in [
+            "x-user",
+            "request.auth.claims.a",
+            "@request.auth.claims",
+            "@request.auth.claims.",
+            "@request.auth.claims.a..b",
+            "@request.auth.claims.a[b]",
+            "@request.auth.claims[a].b",
+            "@request.auth.claims[]",
+            "@request.auth.claims[a",
+            "@request.auth.claimsa",
+        ] {
+            assert_eq!(path(header), None, "{header}");
+        }
+    }
+
+    #[test]
+    fn conditions_on_claims_are_no_conditions_on_headers() {
+        let condition: HttpMatchRequest = serde_json::from_value(serde_json::json!({
+            "headers": {"@request.auth.claims.groups": {"exact": "admin"}, "X-V": {"prefix": "1"}},
+            "withoutHeaders": {"@request.auth.claims[sub]": {}},
+        }))
+        .unwrap();
+        let found = matches(&condition);
+        assert_eq!(found.headers.len(), 1);
+        let claim = |path: &str, value, invert| ClaimMatch {
+            path: vec![path.into()],
+            value,
+            invert,
+        };
+        let expected = [
+            claim("groups", Some(StringMatch::Exact("admin".into())), false),
+            claim("sub", None, true),
+        ];
+        assert_eq!(found.claims, expected, "S3.81, S3.82");
+    }
+}

@@ -275,15 +275,7 @@ fn forms(issuer: &Issuer) -> Scenario {
         "header that is no UTF-8",
         &issuer.raw("RS256", b"{\"alg\":\"RS256\",\"x\":\"\xff\"}", "{}"),
     );
-    let two = |first: &str, second: &str| {
-        get(
-            "/",
-            &[
-                ("authorization", &format!("{first}")),
-                ("authorization", &format!("{second}")),
-            ],
-        )
-    };
+    let two = |first: &str, second: &str| get("/", &[("authorization", first), ("authorization", second)]);
     s.request("header twice, good first", two(&format!("Bearer {good}"), "Bearer abc"));
     s.request("header twice, bad first", two("Bearer abc", &format!("Bearer {good}")));
     s.request("header twice, basic first", two("Basic abc", &format!("Bearer {good}")));
