@@ -168,7 +168,7 @@ fn s1_103_exact_hosts_beat_wildcards_and_longer_wildcards_shorter_ones() {
 fn s1_104_the_mesh_wide_switch_and_its_exceptions() {
     for (mode, want) in [("ISTIO_MUTUAL", "mesh"), ("DISABLE", "plain")] {
         let switch = rule("default", ROOT, 1, tls("*.local", mode));
-        assert_eq!(does(&with(&[switch.clone()]), "client"), want);
+        assert_eq!(does(&with(std::slice::from_ref(&switch)), "client"), want);
         // Any more specific rule of the client or the service overrides it entirely, even one without TLS.
         for namespace in ["client", "shop"] {
             let other = rule("r", namespace, 2, json!({"host": HOST}));

@@ -161,3 +161,41 @@ fn a_policy_that_cannot_be_read_is_strict_on_its_target() {
     assert_eq!(modes(&all, "a", &WEB).0, Strict);
     assert_eq!(modes(&all, "a", &[("app", "other")]).0, Permissive);
 }
+
+#[test]
+fn a_port_mode_is_of_the_workloads_port_whatever_services_call_it() {
+    let services = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: a}\n\
+                    spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\n";
+    let by = |port: u16| {
+        let spec = format!(
+            "{{selector: {{matchLabels: {{app: web}}}}, mtls: {{mode: STRICT}}, portLevelMtls: {{{port}: {{mode: DISABLE}}}}}}"
+        );
+        let world = world(&format!("{services}{}", policy("p", "a", 1, &spec)));
+        let node = support::sidecar("web-1", "a", "10.0.0.2", &[("app", "web")]);
+        let snapshot = mantlet_translate::translate(&world, &node);
+        let listener = &snapshot.listeners["virtualInbound"];
+        let plain = |number: u16| {
+            let mut chains = listener.all_chains();
+            chains.any(|c| c.matches.destination_port == Some(number) && c.tls.is_none())
+        };
+        (plain(8080), plain(80))
+    };
+    assert_eq!(by(8080), (true, false), "S1.11: the target port counts");
+    assert_eq!(
+        by(80),
+        (false, true),
+        "S1.12: a port of no service has the mode that its key says"
+    );
+}
+
+#[test]
+fn gateways_do_not_look_at_peer_authentication() {
+    let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: istio-system}\n\
+                   spec: {selector: {istio: ingress}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n---\n";
+    let node = support::router("gw-1", ROOT, "10.0.0.8", &[("istio", "ingress")]);
+    let listeners = |yaml: &str| mantlet_translate::translate(&world(yaml), &node).listeners;
+    let strict = policy("m", ROOT, 1, "{mtls: {mode: STRICT}}");
+    let with = listeners(&format!("{gateway}{strict}"));
+    assert!(!with.is_empty());
+    assert_eq!(listeners(gateway), with, "S1.15");
+}
