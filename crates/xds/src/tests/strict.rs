@@ -103,3 +103,75 @@ fn edit_http(chain: &mut FilterChain, edit: impl FnOnce(&mut HttpConnectionManag
     edit(&mut manager);
     *any = pack(&manager);
 }
+
+/// A proxy does not fetch keys: a provider that wants it to is refused, as are providers that the rule does not ask.
+#[test]
+fn token_providers_that_cannot_be_obeyed_are_refused() {
+    use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_provider::JwksSourceSpecifier;
+    use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
+        JwtAuthentication, JwtProvider, RemoteJwks, RequirementRule,
+    };
+    use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter;
+
+    let mut listener = generate::sample(generate::listener_with_http());
+    let mantlet_model::listener::Filters::Http(http) = &mut listener.chains[0].filters else {
+        panic!("HTTP chain expected");
+    };
+    let provider = mantlet_model::http::JwtProvider {
+        name: "origins-0".into(),
+        issuer: "i".into(),
+        audiences: vec![],
+        jwks: "{}".into(),
+        from_headers: vec![],
+        from_params: vec![],
+        from_cookies: vec![],
+        forward: false,
+        payload_header: None,
+        claim_headers: vec![],
+        space_delimited: vec![],
+        clear_route_cache: false,
+    };
+    http.jwt = Some(mantlet_model::http::JwtAuthn {
+        providers: vec![provider],
+    });
+    let refused = |edit: &dyn Fn(&mut JwtAuthentication)| {
+        let any = encode::listener(&listener, &istio());
+        let mut proto = ProtoListener::decode(any.value.as_slice()).unwrap();
+        edit_http(&mut proto.filter_chains[0], |manager| {
+            let jwt = manager
+                .http_filters
+                .iter_mut()
+                .find(|f| f.name == "envoy.filters.http.jwt_authn")
+                .unwrap();
+            let Some(http_filter::ConfigType::TypedConfig(any)) = &mut jwt.config_type else {
+                panic!("configuration expected");
+            };
+            let mut config = JwtAuthentication::decode(any.value.as_slice()).unwrap();
+            edit(&mut config);
+            *any = pack(&config);
+        });
+        decode::listener(&pack(&proto)).err().map(|e| e.to_string())
+    };
+    fn first(config: &mut JwtAuthentication) -> &mut JwtProvider {
+        config.providers.get_mut("origins-0").unwrap()
+    }
+    assert_eq!(refused(&|_| {}), None);
+    let remote = refused(&|c| {
+        first(c).jwks_source_specifier = Some(JwksSourceSpecifier::RemoteJwks(RemoteJwks::default()));
+    });
+    assert!(remote.is_some_and(|e| e.contains("remote_jwks")));
+    let edits: [&dyn Fn(&mut JwtAuthentication); 9] = [
+        &|c| first(c).jwks_source_specifier = None,
+        &|c| first(c).payload_in_metadata = "other".into(),
+        &|c| first(c).normalize_payload_in_metadata = None,
+        &|c| first(c).clock_skew_seconds = 5,
+        &|c| first(c).require_expiration = true,
+        &|c| first(c).pad_forward_payload_header = true,
+        &|c| c.bypass_cors_preflight = false,
+        &|c| c.rules.push(RequirementRule::default()),
+        &|c| c.rules.clear(),
+    ];
+    for (index, edit) in edits.iter().enumerate() {
+        assert!(refused(edit).is_some(), "edit {index}");
+    }
+}
