@@ -132,7 +132,9 @@ fn destination_rule(rule: &Config<DestinationRule>) -> Vec<String> {
                 ));
             }
             if !tls.ca_crl.is_empty() {
-                out.push(format!("{place}: caCrl is not supported yet; nothing is sent to the host"));
+                out.push(format!(
+                    "{place}: caCrl is not supported yet; nothing is sent to the host"
+                ));
             }
         }
         out.extend(ignored_settings(place, policy));
