@@ -491,10 +491,12 @@ async fn bodies_are_shown_up_to_the_limit_and_reach_the_application_whole() {
     assert!(yes.take().is_empty() && app.take().is_empty());
 }
 
+type Answer = dyn Fn(&CheckRequest) -> Result<CheckResponse, tonic::Status> + Send + Sync;
+
 /// A gRPC provider that remembers and answers by a function.
 struct Grpc {
     seen: Arc<Mutex<Vec<CheckRequest>>>,
-    answer: Arc<dyn Fn(&CheckRequest) -> Result<CheckResponse, tonic::Status> + Send + Sync>,
+    answer: Arc<Answer>,
 }
 
 #[tonic::async_trait]
