@@ -127,7 +127,7 @@ pub fn findings(chunks: &[Chunk]) -> Vec<Located> {
             },
         }
     }
-    all.sort_by(|a, b| (a.line, a.column).cmp(&(b.line, b.column)));
+    all.sort_by_key(|one| (one.line, one.column));
     all
 }
 
