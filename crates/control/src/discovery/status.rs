@@ -164,11 +164,10 @@ impl FormerJobs {
         for (origin, job) in &mut self.jobs {
             let key = (job.kind, job.namespace.clone(), job.name.clone());
             match problems.get(origin).map(Vec::as_slice) {
-                Some([]) => {
-                    if job.current.as_ref().is_none_or(|current| current.status != "True") {
-                        pending.entry(key).or_insert_with(|| (job.clone(), revision));
-                    }
+                Some([]) if job.current.as_ref().is_none_or(|current| current.status != "True") => {
+                    pending.entry(key).or_insert_with(|| (job.clone(), revision));
                 }
+                Some([]) | None => {}
                 Some(problems) => {
                     pending.remove(&key);
                     let message = problems.join("; ");
@@ -180,7 +179,6 @@ impl FormerJobs {
                         generation: job.generation.to_string(),
                     });
                 }
-                None => {}
             }
         }
     }
