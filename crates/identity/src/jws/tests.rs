@@ -1,3 +1,6 @@
+//! Tokens and key sets one by one, known attacks by their number, and whatever bytes a stranger sends. The whole way, beside
+//! Envoy, is in `crates/proxy/tests/jwt`.
+
 use mantlet_testkit::jwt::{Issuer, base64url};
 use proptest::prelude::*;
 use serde_json::{Value, json};

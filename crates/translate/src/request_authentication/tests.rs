@@ -1,3 +1,5 @@
+//! Which providers a workload gets from the policies around it.
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

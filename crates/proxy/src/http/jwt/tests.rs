@@ -1,3 +1,5 @@
+//! The parts of the step that are not seen from outside; requests over the wire are in `tests/jwt`.
+
 use http::Request;
 use mantlet_model::http::{JwtAuthn, JwtProvider};
 use mantlet_testkit::jwt::Issuer;
