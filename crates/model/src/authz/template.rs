@@ -15,7 +15,7 @@ enum Token {
 
 /// What `{*}` and `{**}` stand for: the characters of a path segment in RFC 3986, as Envoy has it. Other ones
 /// occur in paths that are not normalised.
-fn is_segment_byte(byte: u8) -> bool {
+pub(super) fn is_segment_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;:@=".contains(&byte)
 }
 

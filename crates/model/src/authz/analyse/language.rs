@@ -7,6 +7,8 @@
 
 use std::collections::HashMap;
 
+use super::super::template::is_segment_byte;
+
 /// Most states of one walk.
 const MAX_STATES: usize = 60_000;
 /// Most positions that one walk may touch, over all steps.
@@ -20,12 +22,16 @@ enum Step {
     AnyCase(u8),
     /// Any one byte.
     One,
-    /// Any one byte but `/`.
-    OneInSegment,
     /// Any bytes, also none.
     Many,
     /// Any bytes but `/`, also none.
     ManyInSegment,
+    /// A byte that `{*}` of a template stands for.
+    OneOfTemplate,
+    /// Such bytes, also none.
+    ManyOfTemplate,
+    /// Bytes that `{**}` of a template stands for, also none.
+    AnyOfTemplate,
 }
 
 /// A pattern: steps that together match a whole value.
@@ -60,9 +66,14 @@ impl Pattern {
         self.0.push(Step::ManyInSegment);
         self
     }
-    /// `[^/]+`
-    pub(super) fn some_in_segment(mut self) -> Pattern {
-        self.0.extend([Step::OneInSegment, Step::ManyInSegment]);
+    /// `{*}`
+    pub(super) fn one_of_template(mut self) -> Pattern {
+        self.0.extend([Step::OneOfTemplate, Step::ManyOfTemplate]);
+        self
+    }
+    /// `{**}`
+    pub(super) fn any_of_template(mut self) -> Pattern {
+        self.0.push(Step::AnyOfTemplate);
         self
     }
 }
@@ -203,7 +214,9 @@ impl Machine {
     /// Adds a position and those that can be reached without a byte.
     fn add(&self, mut position: u32, out: &mut Vec<u32>) {
         out.push(position);
-        while let Some(Some(Step::Many | Step::ManyInSegment)) = self.steps.get(position as usize) {
+        while let Some(Some(Step::Many | Step::ManyInSegment | Step::ManyOfTemplate | Step::AnyOfTemplate)) =
+            self.steps.get(position as usize)
+        {
             position += 1;
             out.push(position);
         }
@@ -219,7 +232,9 @@ impl Machine {
                 Step::Byte(b) if *b == byte => self.add(position + 1, &mut out),
                 Step::AnyCase(b) if *b == byte.to_ascii_lowercase() => self.add(position + 1, &mut out),
                 Step::One => self.add(position + 1, &mut out),
-                Step::OneInSegment if byte != b'/' => self.add(position + 1, &mut out),
+                Step::OneOfTemplate if is_segment_byte(byte) => self.add(position + 1, &mut out),
+                Step::ManyOfTemplate if is_segment_byte(byte) => self.add(*position, &mut out),
+                Step::AnyOfTemplate if byte == b'/' || is_segment_byte(byte) => self.add(*position, &mut out),
                 Step::Many => self.add(*position, &mut out),
                 Step::ManyInSegment if byte != b'/' => self.add(*position, &mut out),
                 _ => {}
@@ -248,7 +263,7 @@ impl Machine {
                     named[*b as usize] = true;
                     named[b.to_ascii_uppercase() as usize] = true;
                 }
-                Step::OneInSegment | Step::ManyInSegment => named[usize::from(b'/')] = true,
+                Step::ManyInSegment | Step::OneOfTemplate | Step::ManyOfTemplate => named[usize::from(b'/')] = true,
                 _ => {}
             }
         }
@@ -430,7 +445,9 @@ impl Guard for Path {
         plain.extend(b"0123456789");
         plain.extend(b'A'..=b'Z');
         plain.extend((0x21..=0x7e_u8).filter(|b| !b.is_ascii_alphanumeric() && !b"/.%#?".contains(b)));
-        vec![plain, vec![b'/'], vec![b'.']]
+        // Templates tell these from others.
+        let (plain, odd) = plain.into_iter().partition(|b| is_segment_byte(*b));
+        vec![plain, vec![b'/'], vec![b'.'], odd]
     }
     fn rare(&self) -> Vec<u8> {
         (0x80..=0xff).chain([b'%']).collect()

@@ -561,10 +561,10 @@ fn template(text: &str) -> Vec<Pattern> {
     let mut rest = text;
     while !rest.is_empty() {
         if let Some(after) = rest.strip_prefix("{**}") {
-            pattern = pattern.many();
+            pattern = pattern.any_of_template();
             rest = after;
         } else if let Some(after) = rest.strip_prefix("{*}") {
-            pattern = pattern.some_in_segment();
+            pattern = pattern.one_of_template();
             rest = after;
         } else {
             let end = rest.find('{').filter(|at| *at > 0).unwrap_or(rest.len());
