@@ -320,7 +320,10 @@ async fn a_policy_that_is_not_supported_says_so_in_its_status() {
         condition["message"].as_str().map(str::to_string)
     })
     .await;
-    assert!(message.contains("\"opa\" is not in meshConfig.extensionProviders"), "{message}");
+    assert!(
+        message.contains("\"opa\" is not in meshConfig.extensionProviders"),
+        "{message}"
+    );
     // The mesh learns of the provider, then its Service comes: the policy needs no change for its status to follow.
     let mesh = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": "istio-system"},
         "data": {"mesh": "extensionProviders:\n- name: opa\n  envoyExtAuthzGrpc: {service: opa.default.svc.cluster.local, port: 9191}\n"}});
@@ -336,8 +339,10 @@ async fn a_policy_that_is_not_supported_says_so_in_its_status() {
     };
     status("False", "could not find service opa.default.svc.cluster.local").await;
     cluster
-        .apply(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "opa", "namespace": "default"},
-            "spec": {"ports": [{"name": "grpc", "port": 9191}]}}))
+        .apply(
+            &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "opa", "namespace": "default"},
+            "spec": {"ports": [{"name": "grpc", "port": 9191}]}}),
+        )
         .await;
     status("True", "proxies up to date").await;
     let sidecar = json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
