@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: demo test bench build check fmt clippy layers tidy docs
+.PHONY: demo test bench differential fuzz build check fmt clippy layers tidy docs
 
 demo:            ## cluster + mesh + security lab on this machine, with a table of results (KEEP=1 leaves it running)
 	@scripts/deps demo
@@ -17,6 +17,14 @@ test: build      ## everything CI runs
 bench:           ## a pair of sidecars beside Envoy, HAProxy and a bare relay
 	scripts/deps bench
 	bench/run
+
+differential:    ## N generated cases against a real Envoy (SEED=number or random)
+	@scripts/deps test
+	MANTLET_DIFFERENTIAL_CASES=$(or $(N),1000000) MANTLET_DIFFERENTIAL_SEED=$(or $(SEED),random) \
+	  cargo test --release --locked -p mantlet-differential --test differential five_sides -- --nocapture
+
+fuzz:            ## every fuzz target for SECONDS_EACH seconds, with sanitizers
+	fuzz/run $(or $(SECONDS_EACH),60)
 
 build:
 	@scripts/deps test

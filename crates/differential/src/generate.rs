@@ -10,7 +10,8 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use crate::world::{Connection, Normalization, Request, World};
+use crate::naive::{Reading, ask};
+use crate::world::{Connection, FIRST_ISSUER, Normalization, Place, Request, SECOND_ISSUER, Signature, Token, World};
 
 /// Ports that workloads serve HTTP on.
 pub const HTTP_PORTS: [u16; 3] = [80, 8080, 9090];
@@ -58,9 +59,10 @@ const HOSTS: [&str; 8] = [
 const SEGMENTS: [&str; 12] = [
     "a", "a", "b", "b", "admin", "api", "v1", "c", "x.png", "A", "store", "cart",
 ];
-const ODD: [&str; 28] = [
+const ODD: [&str; 38] = [
     "%61", "%2e%2e", "..", ".", "", "%2f", "%2F", "%5c", "\\", "%25", "%252e", "a;b=1", "%c3%bc", "~", "%7E", "*",
-    "a,b", "a'b", "a:b@c", "..;", "...", "%c0%ae", "%41dmin", "%", "%zz", "a+b", "%2E", "a=b&c",
+    "a,b", "a'b", "a:b@c", "..;", "...", "%c0%ae", "%41dmin", "%", "%zz", "a+b", "..;x=1", ".;", "...;", "%2e%2e;",
+    "..;\\a", "..;%2fa", "a\"b", "{x}", "a|b^`", "\u{fc}", "%2E", "a=b&c",
 ];
 const TEAMS: [&[u8]; 10] = [
     b"admin",
@@ -113,26 +115,59 @@ pub struct Size {
     pub tcp: usize,
 }
 
-/// A world and questions for a workload at these addresses.
-pub fn plan(seed: u64, http: SocketAddr, tcp: SocketAddr, size: Size) -> Plan {
+/// One more policy of an action, bound in the world's namespace or mesh-wide, enforced, with at least one rule.
+pub fn another_policy(seed: u64, world: &World, address: IpAddr, action: &str) -> Value {
     let mut g = Gen {
+        keys: KeySets {
+            first: String::new(),
+            second: String::new(),
+        },
+        rng: StdRng::seed_from_u64(seed),
+        address,
+    };
+    let mut policy = g.policy(9, &world.namespace, false);
+    policy["metadata"] = json!({"name": "p-9", "namespace": world.namespace});
+    policy["spec"]["action"] = json!(action);
+    if let Some(spec) = policy["spec"].as_object_mut() {
+        spec.remove("selector");
+        spec.remove("targetRefs");
+        spec.entry("rules").or_insert_with(|| json!([{}]));
+    }
+    policy
+}
+
+/// Key sets of the two issuers, as JSON.
+#[derive(Clone, Debug)]
+pub struct KeySets {
+    /// Of [`FIRST_ISSUER`].
+    pub first: String,
+    /// Of [`SECOND_ISSUER`].
+    pub second: String,
+}
+
+/// A world and questions for a workload at these addresses.
+pub fn plan(seed: u64, http: SocketAddr, tcp: SocketAddr, size: Size, keys: &KeySets) -> Plan {
+    let mut g = Gen {
+        keys: keys.clone(),
         rng: StdRng::seed_from_u64(seed),
         address: http.ip(),
     };
     let world = g.world();
     let http = (0..size.connections)
         .map(|_| {
-            let connection = g.connection(http);
-            let requests = (0..size.requests).map(|_| g.request()).collect();
+            let connection = g.aimed_connection(&world, http);
+            let requests = (0..size.requests)
+                .map(|_| g.aimed_request(&world, &connection))
+                .collect();
             (connection, requests)
         })
         .collect();
-    let tcp = (0..size.tcp).map(|_| g.connection(tcp)).collect();
+    let tcp = (0..size.tcp).map(|_| g.aimed_connection(&world, tcp)).collect();
     Plan { world, http, tcp }
 }
 
-/// Every kind of value that the generator writes, as the evaluator labels it, without the negated twins.
-pub struct Gen {
+struct Gen {
+    keys: KeySets,
     rng: StdRng,
     address: IpAddr,
 }
@@ -178,7 +213,200 @@ impl Gen {
             let policy = self.policy(index, namespace, l4);
             world.objects.push(policy);
         }
+        if self.chance(75) {
+            let authentication = self.request_authentication(namespace);
+            world.objects.push(authentication);
+        }
         world
+    }
+
+    fn request_authentication(&mut self, own: &str) -> Value {
+        let rules: Vec<Value> = (0..self.one(&[1, 1, 2])).map(|_| self.jwt_rule()).collect();
+        let namespace = if self.chance(20) { "istio-system" } else { own };
+        let mut spec = json!({"jwtRules": rules});
+        if self.chance(10) {
+            spec["selector"] = json!({"matchLabels": {"version": self.one(&["v1", "v2"])}});
+        }
+        json!({
+            "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication",
+            "metadata": {"name": "tokens", "namespace": namespace}, "spec": spec,
+        })
+    }
+
+    fn jwt_rule(&mut self) -> Value {
+        let first = self.chance(75);
+        let (issuer, jwks) = if first {
+            (FIRST_ISSUER, self.keys.first.clone())
+        } else {
+            (SECOND_ISSUER, self.keys.second.clone())
+        };
+        let mut rule = json!({"issuer": issuer, "jwks": jwks});
+        match self.rng.random_range(0..10) {
+            0..=5 => {}
+            6 => rule["fromHeaders"] = json!([{"name": "X-Token", "prefix": "Token "}]),
+            7 => {
+                rule["fromHeaders"] =
+                    json!([{"name": "x-token", "prefix": "Token "}, {"name": "Authorization", "prefix": "Bearer "}])
+            }
+            8 => rule["fromParams"] = json!(["token"]),
+            _ => rule["fromCookies"] = json!(["session"]),
+        }
+        if self.chance(20) {
+            rule["audiences"] = json!(self.one(&[["web", "other"], ["api", "web"]]));
+        }
+        if self.chance(30) {
+            rule["forwardOriginalToken"] = json!(true);
+        }
+        if self.chance(30) {
+            rule["outputClaimToHeaders"] = json!([{"header": "x-sub", "claim": "sub"}]);
+        }
+        rule
+    }
+
+    fn tokens(&mut self) -> Vec<(Place, Token)> {
+        let count = self.one(&[0, 0, 1, 1, 1, 1, 1, 1, 1, 2]);
+        let mut out: Vec<(Place, Token)> = Vec::new();
+        for _ in 0..count {
+            use Place::{AccessToken, Bearer, Cookie, Header, Parameter};
+            let place = self.one(&[
+                Bearer,
+                Bearer,
+                Bearer,
+                Bearer,
+                Bearer,
+                Header,
+                AccessToken,
+                Parameter,
+                Cookie,
+            ]);
+            if out.iter().all(|(p, _)| *p != place) {
+                let token = self.token();
+                out.push((place, token));
+            }
+        }
+        out
+    }
+
+    fn token(&mut self) -> Token {
+        let issuer = self.one(&[
+            FIRST_ISSUER,
+            FIRST_ISSUER,
+            FIRST_ISSUER,
+            FIRST_ISSUER,
+            SECOND_ISSUER,
+            SECOND_ISSUER,
+            "other",
+        ]);
+        let right = match issuer {
+            SECOND_ISSUER => Signature::Second,
+            _ => self.one(&[Signature::First, Signature::FirstEd]),
+        };
+        let wrong = [
+            Signature::Forged,
+            Signature::Unknown,
+            Signature::Absent,
+            Signature::Malformed,
+            Signature::First,
+            Signature::Second,
+        ];
+        let signature = if self.chance(92) { right } else { self.one(&wrong) };
+        let mut claims = json!({"iss": issuer, "iat": 1_700_000_000});
+        let pools: &[(&str, &[Value])] = &[
+            (
+                "sub",
+                &[
+                    json!("alice"),
+                    json!("alice"),
+                    json!("bob"),
+                    json!("team/bob"),
+                    json!(""),
+                ],
+            ),
+            (
+                "aud",
+                &[json!("web"), json!(["web", "api"]), json!("api"), json!(["other"])],
+            ),
+            ("azp", &[json!("frontend"), json!("backend")]),
+            (
+                "groups",
+                &[
+                    json!(["admins", "users"]),
+                    json!("users"),
+                    json!([]),
+                    json!(["others", 7]),
+                    json!({"admins": true}),
+                ],
+            ),
+            (
+                "scope",
+                &[json!("read write"), json!("read"), json!(["write"]), json!("")],
+            ),
+            ("level", &[json!(7), json!("7"), json!("gold"), json!(true)]),
+            (
+                "realm",
+                &[
+                    json!({"roles": ["ops", "dev"]}),
+                    json!({"roles": "ops"}),
+                    json!({"roles": []}),
+                    json!("ops"),
+                ],
+            ),
+            ("a.b", &[json!("dotted"), json!(["dotted", "x"])]),
+            ("exp", &[json!(4_000_000_000_u64)]),
+        ];
+        for (name, pool) in pools {
+            if self.chance(85) {
+                claims[*name] = self.one(pool);
+            }
+        }
+        if self.chance(2) {
+            claims["exp"] = json!(1_000_000_000);
+        }
+        if self.chance(2) {
+            claims["nbf"] = json!(4_000_000_000_u64);
+        }
+        Token { claims, signature }
+    }
+
+    /// Of several candidates often the one for which most tests hit, so that rare values are met.
+    fn aimed<T>(&mut self, candidates: Vec<T>, hits: impl Fn(&T) -> usize) -> T {
+        let aim = self.chance(50);
+        let mut best: Option<(usize, T)> = None;
+        for candidate in candidates {
+            let score = if aim { hits(&candidate) } else { 0 };
+            if best.as_ref().is_none_or(|(most, _)| score > *most) {
+                best = Some((score, candidate));
+            }
+        }
+        best.map(|(_, candidate)| candidate)
+            .unwrap_or_else(|| unreachable!("there is a candidate"))
+    }
+
+    fn aimed_connection(&mut self, world: &World, to: SocketAddr) -> Connection {
+        let candidates = (0..4).map(|_| self.connection(to)).collect();
+        self.aimed(candidates, |connection| {
+            let mut hits = 0;
+            ask(world, connection, None, Reading::Mantlet, None, &mut |_, hit| {
+                hits += usize::from(hit)
+            });
+            hits
+        })
+    }
+
+    fn aimed_request(&mut self, world: &World, connection: &Connection) -> Request {
+        let candidates = (0..4).map(|_| self.request()).collect();
+        self.aimed(candidates, |request| {
+            let mut hits = 0;
+            ask(
+                world,
+                connection,
+                Some(request),
+                Reading::Mantlet,
+                None,
+                &mut |_, hit| hits += usize::from(hit),
+            );
+            hits
+        })
     }
 
     fn policy(&mut self, index: usize, own: &str, l4: bool) -> Value {
@@ -427,8 +655,8 @@ impl Gen {
                 "A*",
                 "*r",
             ],
-            "request.headers[:authority]" => &["web", "WEB", "web*", "*.com", "*"],
-            "request.headers[:method]" => &["GET", "P*", "*"],
+            "request.headers[authorization]" | "request.headers[x-token]" => &["*"],
+            "request.headers[x-sub]" => &["alice", "root", "bob", "*", "al*"],
             "request.auth.audiences" => &["web", "api", "*", "w*", "*i", "other"],
             "request.auth.presenter" => &["frontend", "front*", "*end", "*", "other"],
             "request.auth.claims[groups]" => &["admins", "users", "*", "adm*", "*s", "others"],
@@ -476,14 +704,19 @@ impl Gen {
             headers.push(("X-Forwarded-For".into(), value.as_bytes().to_vec()));
         }
         if self.chance(10) {
-            headers.push(("x-other".into(), b"1".to_vec()));
+            headers.push(("X-Sub".into(), self.one(&["alice", "root"]).as_bytes().to_vec()));
+        }
+        let method = self.one(&METHODS);
+        if method == "OPTIONS" && self.chance(40) {
+            headers.push(("Origin".into(), b"https://elsewhere.example".to_vec()));
+            headers.push(("Access-Control-Request-Method".into(), b"PUT".to_vec()));
         }
         Request {
-            method: self.one(&METHODS).into(),
+            method: method.into(),
             target: self.target().into_bytes(),
             host: self.one(&HOSTS).into(),
             headers,
-            claims: None,
+            tokens: self.tokens(),
         }
     }
 
@@ -563,6 +796,9 @@ const TO: &[(&str, bool)] = &[
 const WHEN: &[(&str, bool)] = &[
     ("request.headers[X-Role]", true),
     ("request.headers[x-role]", true),
+    ("request.headers[authorization]", true),
+    ("request.headers[x-token]", true),
+    ("request.headers[x-sub]", true),
     ("source.ip", false),
     ("remote.ip", false),
     ("source.namespace", false),

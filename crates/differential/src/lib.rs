@@ -7,4 +7,5 @@
 pub mod generate;
 pub mod naive;
 pub mod normalize;
+pub mod tokens;
 pub mod world;

@@ -7,24 +7,33 @@ pub fn target(target: &[u8], mode: Normalization) -> Option<(Vec<u8>, Option<Vec
     let without_fragment = cut(target, b'#').0;
     let (path, query) = cut(without_fragment, b'?');
     let mut path = path.to_vec();
-    if path.first() != Some(&b'/') {
+    if path.first() != Some(&b'/') || without_fragment.iter().any(|b| !b.is_ascii_graphic()) {
         return None;
     }
     if mode != Normalization::None {
-        if contains(&path, b"%00") {
-            return None;
-        }
         if mode == Normalization::DecodeAndMergeSlashes {
             for (from, to) in [(b"%2f", b"/"), (b"%2F", b"/"), (b"%5c", b"\\"), (b"%5C", b"\\")] {
                 path = replace(&path, from, to);
             }
         }
+        path = without_parameters(&path);
+        if contains(&path, b"%00") {
+            return None;
+        }
         path = decode_unreserved(&replace(&path, b"\\", b"/"));
+        for character in b"\"<>^`{|}" {
+            path = replace(&path, &[*character], format!("%{character:02X}").as_bytes());
+        }
         path = without_dots(&path);
         if mode != Normalization::Base {
-            while contains(&path, b"//") {
-                path = replace(&path, b"//", b"/");
-            }
+            // First and last slash stay, also of a path without segments (Envoy 1.40, seen).
+            let segments: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|s| !s.is_empty()).collect();
+            let last: &[u8] = if path.len() > 1 && path.ends_with(b"/") {
+                b"/"
+            } else {
+                b""
+            };
+            path = [b"/", &segments.join(&b'/')[..], last].concat();
         }
     }
     Some((path, query.map(<[u8]>::to_vec)))
@@ -79,6 +88,15 @@ fn decode_unreserved(path: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// `/..;x/` is `/../` and `/.;x/` is `/./`, for literal dots between slashes (Envoy 1.40, seen).
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let segments = path.split(|b| *b == b'/').map(|segment| match cut(segment, b';') {
+        (dots @ (b"." | b".."), Some(_)) => dots,
+        _ => segment,
+    });
+    segments.collect::<Vec<_>>().join(&b'/')
 }
 
 /// RFC 3986 section 5.2.4, by its five rules.

@@ -11,7 +11,7 @@ use mantlet_differential::world::World as Settings;
 use mantlet_model::authz::AuthzFilter;
 use mantlet_model::cluster::{Balancer, Cluster, ClusterTls, Discovery, Limits, UpstreamProtocol};
 use mantlet_model::endpoint::{Endpoint, Health};
-use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, Reporter, RouteSource};
+use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, JwtAuthn, Reporter, RouteSource};
 use mantlet_model::listener::{AccessLog, ChainMatch, FilterChain, Filters, Inspector, TcpManager, Transport};
 use mantlet_model::names::{Direction, SECRET_DEFAULT, SECRET_ROOT};
 use mantlet_model::route::{Route, RouteAction, RouteMatch, RouteTable, VirtualHost};
@@ -26,6 +26,7 @@ use mantlet_runtime::Registry;
 use mantlet_testkit::NetNs;
 use mantlet_translate::authz::{Form, Target, filters};
 use mantlet_translate::mesh::Mesh;
+use mantlet_translate::request_authentication::authentication;
 use mantlet_translate::world::{Kind, World};
 use mantlet_xds::{Dialect, Options, ResourceSet, ResourceType, decode, encode};
 use serde_json::json;
@@ -36,6 +37,7 @@ use tokio::task::JoinSet;
 use super::client::{Dialer, HttpClient, Reply, tcp};
 use super::launch::Running;
 use super::pki::Pki;
+use super::tokens::Mint;
 
 /// Where bytes of TCP chains end up.
 const ECHO: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::new(10, 7, 0, 1)), 7);
@@ -80,6 +82,7 @@ pub(crate) struct Translated {
     /// The same after a trip over the wire.
     pub(crate) http_decoded: Vec<AuthzFilter>,
     pub(crate) tcp_decoded: Vec<AuthzFilter>,
+    jwt: Option<JwtAuthn>,
     mesh: Mesh,
 }
 
@@ -113,6 +116,7 @@ pub(crate) fn translate(settings: &Settings) -> Translated {
         tcp_decoded: vec![],
         http,
         tcp,
+        jwt: authentication(&world, target),
         mesh,
     };
     let anywhere = addresses(0);
@@ -187,7 +191,7 @@ fn listeners(
         websocket: true,
         stream_idle_timeout_ms: 0,
         custom: vec![],
-        jwt: None,
+        jwt: translated.jwt.clone(),
         authz: translated.http.clone(),
         istio_alpn: false,
         telemetry: Some(Reporter::Destination),
@@ -317,7 +321,7 @@ pub(crate) struct Answers {
 }
 
 /// Asks both. `first` is the index of the first plan.
-pub(crate) fn run(plans: &[Plan], worlds: &[Translated], first: usize) -> Vec<Answers> {
+pub(crate) fn run(plans: &[Plan], worlds: &[Translated], first: usize, mint: &Arc<Mint>) -> Vec<Answers> {
     assert!(plans.len() <= ROUND && plans.len() == worlds.len());
     let ns = NetNs::new("diff");
     ns.exec(&["ip", "route", "add", "local", "10.0.0.0/8", "dev", "lo"]);
@@ -338,13 +342,13 @@ pub(crate) fn run(plans: &[Plan], worlds: &[Translated], first: usize) -> Vec<An
             .enable_all()
             .build()
             .unwrap();
-        let out = runtime.block_on(inside(plans, worlds, first, dir.path()));
+        let out = runtime.block_on(inside(plans, worlds, first, mint, dir.path()));
         runtime.shutdown_background();
         out
     })
 }
 
-async fn inside(plans: &[Plan], worlds: &[Translated], first: usize, dir: &Path) -> Vec<Answers> {
+async fn inside(plans: &[Plan], worlds: &[Translated], first: usize, mint: &Arc<Mint>, dir: &Path) -> Vec<Answers> {
     let echo = TcpListener::bind(ECHO).await.unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = echo.accept().await {
@@ -415,12 +419,12 @@ async fn inside(plans: &[Plan], worlds: &[Translated], first: usize, dir: &Path)
     let slots = Arc::new(tokio::sync::Semaphore::new(6));
     let mut case = 0;
     for (index, plan) in plans.iter().enumerate() {
-        let (plan, dialer, slots, from) = (plan.clone(), dialer.clone(), slots.clone(), case);
+        let (plan, dialer, slots, mint, from) = (plan.clone(), dialer.clone(), slots.clone(), mint.clone(), case);
         case += plan.http.iter().map(|(_, requests)| requests.len()).sum::<usize>();
         let address = addresses(first + index);
         tasks.spawn(async move {
             let _slot = slots.acquire_owned().await.unwrap();
-            (index, from, ask(&plan, &dialer, address, from).await)
+            (index, from, ask(&plan, &dialer, &mint, address, from).await)
         });
     }
     let mut asked: Vec<Option<(usize, Raw)>> = plans.iter().map(|_| None).collect();
@@ -456,7 +460,7 @@ struct Raw {
     tcp: Vec<[(bool, Option<SocketAddr>, SocketAddr); 2]>,
 }
 
-async fn ask(plan: &Plan, dialer: &Dialer, address: (SocketAddr, SocketAddr), first_case: usize) -> Raw {
+async fn ask(plan: &Plan, dialer: &Dialer, mint: &Mint, address: (SocketAddr, SocketAddr), first_case: usize) -> Raw {
     // A listener opens its socket when it is warm; the acknowledgement comes before that.
     for address in [address.0, address.1] {
         let up = || tokio::net::TcpStream::connect(address);
@@ -465,7 +469,7 @@ async fn ask(plan: &Plan, dialer: &Dialer, address: (SocketAddr, SocketAddr), fi
     let mut case = first_case;
     let mut http = Vec::new();
     for (facts, requests) in &plan.http {
-        let mut sides = [9, 8].map(|second| HttpClient::new(dialer, facts, twin(address.0, second)));
+        let mut sides = [9, 8].map(|second| HttpClient::new(dialer, mint, facts, twin(address.0, second)));
         let mut replies = Vec::new();
         for request in requests {
             let [envoy, proxy] = &mut sides;

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::pki::Pki;
+use super::tokens::Mint;
 
 /// How long anything may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -38,8 +39,8 @@ pub(crate) enum Reply {
     Http {
         status: u16,
         body: String,
-        /// `server` and `content-type`.
-        headers: [String; 2],
+        /// `server`, `content-type` and `www-authenticate`.
+        headers: [String; 3],
     },
     /// The connection ended without one.
     Closed,
@@ -81,35 +82,20 @@ impl Dialer {
     }
 }
 
-/// The bytes of a request; `case` finds its line in the access log.
-fn bytes(request: &Request, case: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(256);
-    out.extend_from_slice(request.method.as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(&request.target);
-    out.extend_from_slice(format!(" HTTP/1.1\r\nHost: {}\r\nx-case: {case}\r\n", request.host).as_bytes());
-    for (name, value) in &request.headers {
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value);
-        out.extend_from_slice(b"\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-    out
-}
-
 /// One client's requests to one address.
 pub(crate) struct HttpClient<'a> {
     dialer: &'a Dialer,
+    mint: &'a Mint,
     facts: &'a Connection,
     to: SocketAddr,
     stream: Option<Box<dyn Io>>,
 }
 
 impl<'a> HttpClient<'a> {
-    pub(crate) fn new(dialer: &'a Dialer, facts: &'a Connection, to: SocketAddr) -> Self {
+    pub(crate) fn new(dialer: &'a Dialer, mint: &'a Mint, facts: &'a Connection, to: SocketAddr) -> Self {
         HttpClient {
             dialer,
+            mint,
             facts,
             to,
             stream: None,
@@ -117,7 +103,7 @@ impl<'a> HttpClient<'a> {
     }
 
     pub(crate) async fn send(&mut self, request: &Request, case: usize) -> Reply {
-        let bytes = bytes(request, case);
+        let bytes = request.bytes(case, &|token| self.mint.sign(token));
         if let Some(mut stream) = self.stream.take() {
             // A connection that was kept may have been closed in the meantime; then a new one tells.
             if let Ok((reply, keep)) = exchange(&mut stream, &bytes).await {
@@ -173,7 +159,7 @@ async fn exchange(stream: &mut Box<dyn Io>, request: &[u8]) -> io::Result<(Reply
         }
         let body = String::from_utf8_lossy(&seen[end..end + length]).into_owned();
         let keep = field("connection") != "close";
-        let headers = [field("server"), field("content-type")];
+        let headers = ["server", "content-type", "www-authenticate"].map(field);
         Ok((Reply::Http { status, body, headers }, keep))
     })
     .await
