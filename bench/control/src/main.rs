@@ -6,9 +6,11 @@
 //! printed) into DIR, then serves until it is ended.
 //!
 //! `bench-control --csr-rate SECONDS` measures the authority instead: how many requests of a fleet one core parses,
-//! verifies, signs and checks in a second.
+//! verifies, signs and checks in a second; `bench-control --decisions SECONDS` the authorization engine ([`rules`]), as
+//! JSON, with so much processor time per figure.
 
 mod resources;
+mod rules;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -25,14 +27,14 @@ use mantlet_identity::{
 use mantlet_xds::ads::{Backend, Hello, Session, service};
 use mantlet_xds::istio_ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
 use mantlet_xds::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
-use mantlet_xds::{Options, ResourceSet};
+use mantlet_xds::{Dialect, Options, ResourceSet};
 use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
 
-use resources::{Plan, Role};
+use resources::{Plan, Proxy, Role};
 
 fn main() -> Result<()> {
     let mut arguments: HashMap<String, String> = HashMap::new();
@@ -43,6 +45,11 @@ fn main() -> Result<()> {
     }
     if let Some(seconds) = arguments.get("--csr-rate") {
         return csr_rate(seconds.parse()?);
+    }
+    if let Some(seconds) = arguments.get("--decisions") {
+        let figures = rules::decisions(std::time::Duration::from_secs_f64(seconds.parse()?) / rules::SLICES)?;
+        println!("{figures:#}");
+        return Ok(());
     }
     let take = |name: &str| arguments.get(name).with_context(|| format!("{name} is missing"));
     let dir = PathBuf::from(take("--dir")?);
@@ -93,6 +100,10 @@ async fn serve(dir: PathBuf, listen: SocketAddr, plan: Plan) -> Result<()> {
         serial(),
     )?);
     std::fs::write(dir.join("root.pem"), ca.bundle().to_pem())?;
+    for proxy in [Proxy::Mantlet, Proxy::Envoy] {
+        let requests = rules::requests(plan.rules_port(proxy)).to_string();
+        std::fs::write(dir.join(format!("rules-{}.json", proxy.pod())), requests)?;
+    }
     for (role, name) in [(Role::Client, "client"), (Role::Server, "server")] {
         let id = SpiffeId::parse(&resources::identity(role))?;
         write_certificate(&ca, &dir, name, SubjectAltName::Spiffe(id))?;
@@ -162,13 +173,9 @@ fn write_certificate(ca: &CaMaterial, dir: &Path, name: &str, san: SubjectAltNam
     Ok(())
 }
 
-/// Which end of the pair a node is, from its pod name in the node id.
+/// What a node is, from its pod name in the node id.
 fn role_of(node: &mantlet_xds::Node) -> Option<Role> {
-    match node.id.split('~').nth(2)?.split('.').next()? {
-        "client" => Some(Role::Client),
-        "server" => Some(Role::Server),
-        _ => None,
-    }
+    Role::named(node.id.split('~').nth(2)?.split('.').next()?)
 }
 
 struct Fixed {
@@ -178,9 +185,13 @@ struct Fixed {
 #[tonic::async_trait]
 impl Backend for Fixed {
     async fn connect(&self, hello: Hello) -> Result<Session, Status> {
-        let role = role_of(&hello.node).ok_or_else(|| Status::not_found("node is neither client nor server"))?;
+        let role = role_of(&hello.node).ok_or_else(|| Status::not_found("no role has this node's name"))?;
         let snapshot = resources::snapshot(role, &self.plan);
-        let set = ResourceSet::new(&snapshot, Vec::new(), &Options::default(), None);
+        let dialect = match role {
+            Role::Rules(Proxy::Envoy) => Dialect::PlainEnvoy,
+            _ => Dialect::Istio,
+        };
+        let set = ResourceSet::new(&snapshot, Vec::new(), &Options::new(dialect), None);
         let (tx, rx) = watch::channel(Arc::new(set));
         let name = hello.node.id;
         Ok(Session {
@@ -207,11 +218,10 @@ impl IstioCertificateService for Signer {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let invalid = |e: &dyn std::fmt::Display| Status::invalid_argument(e.to_string());
-        let role = match request.metadata().get("authorization").and_then(|v| v.to_str().ok()) {
-            Some("Bearer client") => Role::Client,
-            Some("Bearer server") => Role::Server,
-            _ => return Err(Status::unauthenticated("request authenticate failure")),
-        };
+        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+        let role = header
+            .and_then(|v| Role::named(v.strip_prefix("Bearer ")?))
+            .ok_or_else(|| Status::unauthenticated("request authenticate failure"))?;
         let csr = Csr::from_pem(&request.get_ref().csr).map_err(|e| invalid(&e))?;
         let id = SpiffeId::parse(&resources::identity(role)).map_err(|e| invalid(&e))?;
         let issued = issue(&self.ca, &csr, SubjectAltName::Spiffe(id)).map_err(|e| invalid(&e))?;

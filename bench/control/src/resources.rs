@@ -17,11 +17,41 @@ use mantlet_model::tls::{ClientTls, SanMatch, ServerTls, TlsVersion};
 
 const HOST: &str = "app.bench.svc.cluster.local";
 
-/// An end of the pair.
+/// An end of the pair, or a proxy with many rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Client,
     Server,
+    Rules(Proxy),
+}
+
+/// A proxy with many rules ([`crate::rules`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proxy {
+    Mantlet,
+    Envoy,
+}
+
+impl Proxy {
+    pub(crate) fn pod(self) -> &'static str {
+        match self {
+            Proxy::Mantlet => "mantlet",
+            Proxy::Envoy => "envoy",
+        }
+    }
+}
+
+impl Role {
+    /// By the name of a pod, which is also its token.
+    pub(crate) fn named(pod: &str) -> Option<Role> {
+        let all = [
+            ("client", Role::Client),
+            ("server", Role::Server),
+            (Proxy::Mantlet.pod(), Role::Rules(Proxy::Mantlet)),
+            (Proxy::Envoy.pod(), Role::Rules(Proxy::Envoy)),
+        ];
+        all.into_iter().find(|(name, _)| *name == pod).map(|(_, role)| role)
+    }
 }
 
 /// Addresses.
@@ -33,6 +63,17 @@ pub(crate) struct Plan {
     pub(crate) port_base: u16,
     /// Whether the server's endpoints are marked as Mantlet's own.
     pub(crate) mantlet_endpoints: bool,
+}
+
+impl Plan {
+    /// First port of a proxy with many rules.
+    pub(crate) fn rules_port(&self, proxy: Proxy) -> u16 {
+        self.port_base
+            + match proxy {
+                Proxy::Mantlet => 7000,
+                Proxy::Envoy => 7500,
+            }
+    }
 }
 
 /// The kinds of service.
@@ -54,6 +95,7 @@ pub(crate) fn identity(role: Role) -> String {
     match role {
         Role::Client => "spiffe://cluster.local/ns/bench/sa/client".to_owned(),
         Role::Server => "spiffe://cluster.local/ns/bench/sa/server".to_owned(),
+        Role::Rules(proxy) => format!("spiffe://cluster.local/ns/bench/sa/{}", proxy.pod()),
     }
 }
 
@@ -64,6 +106,7 @@ pub(crate) fn snapshot(role: Role, plan: &Plan) -> ProxySnapshot {
         let (listener, cluster) = match role {
             Role::Client => client(kind, name, offset, plan),
             Role::Server => server(kind, name, offset, app, plan),
+            Role::Rules(proxy) => return crate::rules::snapshot(plan.server, plan.rules_port(proxy)),
         };
         out.listeners.insert(listener.name.clone(), Arc::new(listener));
         out.clusters.insert(cluster.name.clone(), Arc::new(cluster));
@@ -263,7 +306,7 @@ fn filters(kind: Kind, name: &str, cluster: &str, authz: Vec<AuthzFilter>, side:
     }))
 }
 
-fn listener(
+pub(crate) fn listener(
     name: String,
     address: SocketAddr,
     direction: Direction,

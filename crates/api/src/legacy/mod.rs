@@ -1,10 +1,10 @@
 //! Istio's former security kinds: `authentication.istio.io/v1alpha1` and `rbac.istio.io/v1alpha1` (SEMANTICS 7a, 7b).
 //!
-//! Types here, [`validate`] for their rules and for the warning that names the modern equivalent. Admission and the CLI call it;
+//! Types here, [`mod@validate`] for their rules and for the warning that names the modern equivalent. Admission and the CLI call it;
 //! `translate::legacy` gives the kinds their effect by converting them. It must not know Services or other objects.
 //!
 //! The kinds stem from a time without schemas. So field names are taken in both spellings that protobuf's JSON knew
-//! (`triggerRules`, `trigger_rules`), `mtls:` without a value means `mtls: {}`, and nothing is pruned before [`validate`] has seen it.
+//! (`triggerRules`, `trigger_rules`), `mtls:` without a value means `mtls: {}`, and nothing is pruned before [`mod@validate`] has seen it.
 
 pub mod authn;
 pub mod rbac;

@@ -26,7 +26,7 @@ pub struct Args {
     /// The client: NAMESPACE/SERVICEACCOUNT, an IP address, or `plaintext` for one outside of the mesh
     #[arg(long, value_name = "CLIENT")]
     pub from: String,
-    /// The server: NAMESPACE/SERVICE[:PORT], SERVICE.NAMESPACE[:PORT], deploy/NAME[:PORT]
+    /// The server: NAMESPACE/SERVICE, SERVICE.NAMESPACE or deploy/NAME, with :PORT behind it where it has several
     #[arg(long, value_name = "SERVER")]
     pub to: String,
     /// Request method [default: GET]

@@ -33,7 +33,7 @@ pub struct WhoArgs {
     /// What: `reach`
     #[arg(value_parser = ["reach"])]
     pub verb: String,
-    /// The server: NAMESPACE/SERVICE[:PORT], SERVICE.NAMESPACE[:PORT], deploy/NAME[:PORT]
+    /// The server: NAMESPACE/SERVICE, SERVICE.NAMESPACE or deploy/NAME, with :PORT behind it where it has several
     pub to: String,
     /// What is asked.
     #[command(flatten)]
