@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::guard::{Cidr, Guard};
+use super::guard::{self, Guard};
 use crate::ca::OptionError;
 
 /// Settings of the resolver.
@@ -52,11 +52,11 @@ impl JwksOptions {
         }
         let name = "BLOCKED_CIDRS_IN_JWKS_URIS";
         if let Some(text) = given(name) {
-            let ranges: Result<Vec<Cidr>, String> = text
+            let ranges: Result<Vec<_>, String> = text
                 .split(',')
                 .map(str::trim)
                 .filter(|range| !range.is_empty())
-                .map(Cidr::parse)
+                .map(guard::range)
                 .collect();
             self.guard = Guard::new(ranges.map_err(|reason| error(name, &text, &reason))?);
         }

@@ -225,7 +225,7 @@ async fn refused_addresses_are_not_dialled_however_they_are_written() {
     assert!(server.requests().is_empty(), "no connection was made");
     // A range that the operator closed: checked on the address behind the name.
     let closed = JwksOptions {
-        guard: Guard::new(vec![super::super::guard::Cidr::parse("127.0.0.0/8").unwrap()]).with_loopback(),
+        guard: Guard::new(vec![super::super::guard::range("127.0.0.0/8").unwrap()]).with_loopback(),
         ..JwksOptions::default()
     };
     let source = Source {
