@@ -11,7 +11,7 @@ import os
 import re
 import socket
 
-from net import SERVER_IP
+from net import CLIENT_IP, SERVER_IP
 
 APP = {"h1": 8080, "h2": 8082, "tcp": 8080}
 OFFSET = {"h1": 80, "h2": 82, "tcp": 90}
@@ -180,7 +180,8 @@ class Envoy(Leg):
             },
         }
 
-    def counters(self):
+    def total(self):
+        """A function from a pattern to the sum of the counters whose names match it."""
         text = self.net.server.do("curl", "-sS", "--max-time", "5",
                                   f"http://127.0.0.1:{self.base + 1}/stats?usedonly")
         stats = {}
@@ -188,7 +189,10 @@ class Envoy(Leg):
             name, _, value = line.partition(": ")
             if value.isdigit():
                 stats[name] = int(value)
-        total = lambda pattern: sum(v for k, v in stats.items() if re.fullmatch(pattern, k))
+        return lambda pattern: sum(v for k, v in stats.items() if re.fullmatch(pattern, k))
+
+    def counters(self):
+        total = self.total()
         return {
             "requests": total(r"http\.server_h[12]\.downstream_rq_total"),
             "allowed": total(r"http\.server_h[12]\.rbac\.allowed"),
@@ -291,24 +295,24 @@ class Mantlet(Leg):
     control_port = 15012
 
     def start(self):
-        proxy = os.path.join(self.bins, "mantlet-proxy")
-        for role, namespace, address in (
-            ("server", self.net.server, SERVER_IP), ("client", self.net.client, "10.99.0.1"),
-        ):
-            token = self.write(f"mantlet-{role}.token", role)
-            env = {
-                "POD_NAME": role, "POD_NAMESPACE": "bench", "SERVICE_ACCOUNT": role, "INSTANCE_IP": address,
-                "PROXY_CONFIG": json.dumps({
-                    "discoveryAddress": f"{SERVER_IP}:{self.control_port}", "concurrency": 1,
-                    "terminationDrainDuration": "0s"}),
-                "XDS_ROOT_CA": self.path("root.pem"), "CA_ROOT_CA": self.path("root.pem"),
-                "MANTLET_MESH_ROOT": self.path("root.pem"), "MANTLET_TOKEN_FILE": token,
-                "ISTIO_META_WORKLOAD_NAME": role, "ISTIO_METAJSON_LABELS": json.dumps({"app": role}),
-            }
-            process = self.net.start(namespace, [proxy, "proxy", "sidecar", "--log_output_level=default:warn"],
-                                     self.path(f"mantlet-{role}.log"), env)
-            setattr(self, role, process)
+        self.server = self.launch("server", self.net.server, SERVER_IP)
+        self.client = self.launch("client", self.net.client, CLIENT_IP)
         self.wait()
+
+    def launch(self, role, namespace, address):
+        token = self.write(f"mantlet-{role}.token", role)
+        env = {
+            "POD_NAME": role, "POD_NAMESPACE": "bench", "SERVICE_ACCOUNT": role, "INSTANCE_IP": address,
+            "PROXY_CONFIG": json.dumps({
+                "discoveryAddress": f"{SERVER_IP}:{self.control_port}", "concurrency": 1,
+                "terminationDrainDuration": "0s"}),
+            "XDS_ROOT_CA": self.path("root.pem"), "CA_ROOT_CA": self.path("root.pem"),
+            "MANTLET_MESH_ROOT": self.path("root.pem"), "MANTLET_TOKEN_FILE": token,
+            "ISTIO_META_WORKLOAD_NAME": role, "ISTIO_METAJSON_LABELS": json.dumps({"app": role}),
+        }
+        proxy = os.path.join(self.bins, "mantlet-proxy")
+        return self.net.start(namespace, [proxy, "proxy", "sidecar", "--log_output_level=default:warn"],
+                              self.path(f"mantlet-{role}.log"), env)
 
     def configurations(self):
         out = {}

@@ -8,8 +8,11 @@ UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 
 class Load:
-    def __init__(self, sent, rps, p50_ms, p99_ms, errors):
-        self.sent, self.rps, self.p50_ms, self.p99_ms, self.errors = sent, rps, p50_ms, p99_ms, errors
+    """What a generator saw; `refused` are the answers other than 2xx and 3xx, which are part of `errors`."""
+
+    def __init__(self, sent, rps, p50_ms, p99_ms, errors, refused=0):
+        self.sent, self.rps, self.p50_ms, self.p99_ms = sent, rps, p50_ms, p99_ms
+        self.errors, self.refused = errors, refused
 
 
 def _milliseconds(text):
@@ -24,10 +27,12 @@ def _output(args):
     return done.stdout
 
 
-def wrk(namespace, url, seconds, connections, close=False):
+def wrk(namespace, url, seconds, connections, close=False, header=None):
     args = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s"]
     if close:
         args += ["-H", "Connection: close"]
+    if header:
+        args += ["-H", header]
     text = _output(namespace.command(*args, url))
     total = int(re.search(r"(\d+) requests in", text).group(1))
     if total == 0:
@@ -41,10 +46,9 @@ def wrk(namespace, url, seconds, connections, close=False):
         counts = [int(n) for n in sockets.groups()]
         # With `Connection: close` wrk counts the announced end of each connection as a read error.
         errors += counts[0] + counts[2] + counts[3] + (0 if close else counts[1])
-    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
-    if refused:
-        errors += int(refused.group(1))
-    return Load(total, rps, p50, p99, errors)
+    others = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    refused = int(others.group(1)) if others else 0
+    return Load(total, rps, p50, p99, errors + refused, refused)
 
 
 def h2load(namespace, url, seconds, clients, streams, work):
