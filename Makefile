@@ -10,9 +10,10 @@ demo:            ## cluster + mesh + security lab on this machine, with a table 
 	@scripts/demo
 
 test: build      ## everything CI runs
-	scripts/deps test
-	cargo test --workspace --locked --no-fail-fast
-	scripts/labs
+	bench/get-envoy
+	@failed=; cargo test --workspace --locked --no-fail-fast || failed=tests; \
+	  scripts/labs || failed="$$failed labs"; \
+	  if [[ -n $$failed ]]; then echo "failed: $$failed" >&2; exit 1; fi
 
 bench:           ## a pair of sidecars beside Envoy, HAProxy and a bare relay
 	scripts/deps bench

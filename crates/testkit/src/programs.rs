@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Debian packages of programs whose name differs from the package's.
 const PACKAGES: &[(&str, &str)] = &[
@@ -42,11 +43,16 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// The path of an Envoy binary: `$ENVOY`, or the one that `bench/get-envoy` keeps in the clone (it is fetched on first
-/// use).
+/// use, so ask once before entering a network namespace, from which nothing can be fetched).
 ///
 /// # Panics
 /// When it cannot be had, saying why.
 pub fn envoy() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(find_envoy).clone()
+}
+
+fn find_envoy() -> PathBuf {
     if let Some(path) = std::env::var_os("ENVOY") {
         return PathBuf::from(path);
     }

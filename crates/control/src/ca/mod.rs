@@ -5,7 +5,7 @@
 //! randomness, Kubernetes and gRPC to it, and must not know configuration or xDS.
 //!
 //! Start-up in short:
-//! ```ignore
+//! ```text
 //! let options = CaOptions::from_env(trust_domain, namespace, revision)?;
 //! let secrets = Arc::new(KubeSecrets::new(client.clone(), &options.namespace));
 //! let ca = Authority::start(options, secrets, Arc::new(SystemClock), &registry).await?; // loads or creates, then rotates

@@ -23,7 +23,7 @@ use mantlet_proxy::telemetry::Telemetry;
 use mantlet_proxy::telemetry::exchange::PeerLabels;
 use mantlet_proxy::worker::{Phase, Shared, Tuning};
 use mantlet_runtime::Registry;
-use mantlet_testkit::NetNs;
+use mantlet_testkit::{NetNs, programs};
 use mantlet_translate::authz::{Form, Target, filters};
 use mantlet_translate::mesh::Mesh;
 use mantlet_translate::request_authentication::authentication;
@@ -323,6 +323,8 @@ pub(crate) struct Answers {
 /// Asks both. `first` is the index of the first plan.
 pub(crate) fn run(plans: &[Plan], worlds: &[Translated], first: usize, mint: &Arc<Mint>) -> Vec<Answers> {
     assert!(plans.len() <= ROUND && plans.len() == worlds.len());
+    // Here, because the namespace has no way to the outside.
+    programs::envoy();
     let ns = NetNs::new("diff");
     ns.exec(&["ip", "route", "add", "local", "10.0.0.0/8", "dev", "lo"]);
     ns.exec(&["ip", "route", "add", "local", "192.168.0.0/16", "dev", "lo"]);
