@@ -6,21 +6,33 @@
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client};
+use rustix::process::{Pid, Signal};
 
 /// Packets that are kept; more means that the step is not what it should be.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// How long `tcpdump` may take to start, and to catch up at the end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A running capture.
 pub(super) struct Capture {
-    tcpdumps: Vec<(Child, JoinHandle<Vec<u8>>)>,
+    tcpdumps: Vec<Tcpdump>,
+}
+
+struct Tcpdump {
+    child: Child,
+    packets: JoinHandle<Vec<u8>>,
+    /// What it says on its standard error, piece by piece.
+    said: mpsc::Receiver<String>,
+    interface: String,
 }
 
 impl Capture {
@@ -68,60 +80,111 @@ impl Capture {
                 bytes
             });
             let stderr = child.stderr.take().context("tcpdump's messages")?;
-            capture.tcpdumps.push((child, packets));
-            listening(stderr, &interface)?;
+            let mut tcpdump = Tcpdump {
+                child,
+                packets,
+                said: messages(stderr),
+                interface,
+            };
+            tcpdump.hears("listening on", |text| text.contains("listening on"))?;
+            capture.tcpdumps.push(tcpdump);
         }
         Ok(capture)
     }
 
     /// Ends the capture; the packets with their headers, as in a pcap file.
-    pub(super) fn stop(mut self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// When `tcpdump` does not get through what the kernel has counted for it.
+    pub(super) fn stop(mut self) -> Result<Vec<u8>> {
         let mut all = Vec::new();
-        for (mut child, packets) in self.tcpdumps.drain(..) {
-            // An orderly end, so that what the kernel has buffered is written out.
-            let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-            if let Some(pid) = pid {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        for mut tcpdump in self.tcpdumps.drain(..) {
+            let caught_up = tcpdump.catch_up();
+            if caught_up.is_ok() {
+                tcpdump.signal(Signal::INT);
+            } else {
+                let _ = tcpdump.child.kill();
             }
-            let _ = child.wait();
-            all.extend(packets.join().unwrap_or_default());
+            let _ = tcpdump.child.wait();
+            all.extend(tcpdump.packets.join().unwrap_or_default());
+            caught_up?;
         }
-        all
+        Ok(all)
     }
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        for (child, _) in &mut self.tcpdumps {
-            let _ = child.kill();
-            let _ = child.wait();
+        for tcpdump in &mut self.tcpdumps {
+            let _ = tcpdump.child.kill();
+            let _ = tcpdump.child.wait();
         }
     }
 }
 
-fn listening(mut stderr: std::process::ChildStderr, interface: &str) -> Result<()> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        let mut chunk = [0; 1024];
-        let mut told = false;
+impl Tcpdump {
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Waits until it has written every packet that the kernel has counted for it: an interrupted `tcpdump` throws away
+    /// what it has not read yet, and on a busy machine that may be everything.
+    fn catch_up(&mut self) -> Result<()> {
+        let started = Instant::now();
         loop {
-            let read = stderr.read(&mut chunk).unwrap_or(0);
-            text.push_str(&String::from_utf8_lossy(&chunk[..read]));
-            if !told && (read == 0 || text.contains("listening on")) {
-                told = true;
-                let _ = sender.send(text.clone());
-            }
-            if read == 0 {
-                return;
+            self.signal(Signal::USR1);
+            let text = self.hears("statistics", |text| counts(text).is_some())?;
+            match counts(&text) {
+                Some((captured, received)) if captured >= received => return Ok(()),
+                _ if started.elapsed() > PATIENCE => bail!("tcpdump on {} lags behind: {text}", self.interface),
+                _ => std::thread::sleep(Duration::from_millis(10)),
             }
         }
-    });
-    match receiver.recv_timeout(Duration::from_secs(10)) {
-        Ok(text) if text.contains("listening on") => Ok(()),
-        Ok(text) => bail!("tcpdump on {interface}: {}", text.trim()),
-        Err(_) => bail!("tcpdump on {interface} does not start"),
     }
+
+    /// Waits for a message.
+    fn hears(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut text = String::new();
+        loop {
+            match self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(piece) => text.push_str(&piece),
+                Err(RecvTimeoutError::Disconnected) => bail!("tcpdump on {}: {}", self.interface, text.trim()),
+                Err(RecvTimeoutError::Timeout) => bail!("tcpdump on {} says no {what}: {}", self.interface, text.trim()),
+            }
+            if is_it(&text) {
+                return Ok(text);
+            }
+        }
+    }
+}
+
+fn messages(mut stderr: std::process::ChildStderr) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut chunk = [0; 1024];
+        while let Ok(read @ 1..) = stderr.read(&mut chunk) {
+            // Nobody may be interested; the pipe must not fill up all the same.
+            let _ = sender.send(String::from_utf8_lossy(&chunk[..read]).into_owned());
+        }
+    });
+    receiver
+}
+
+/// Packets captured and packets received by the filter, from a whole line of statistics.
+fn counts(text: &str) -> Option<(u64, u64)> {
+    let line = text.lines().find(|line| line.contains(" dropped by kernel"))?;
+    let number = |unit: &str| {
+        let before = line.split(unit).next().filter(|before| before.len() < line.len())?;
+        before.rsplit([' ', ',']).find(|word| !word.is_empty())?.parse().ok()
+    };
+    let count = |one: &str, many: &str| number(many).or_else(|| number(one));
+    Some((
+        count(" packet captured", " packets captured")?,
+        count(" packet received by filter", " packets received by filter")?,
+    ))
 }
 
 /// The addresses of the pods that a selector picks: `LABELS`, in namespace `default`, or `LABELS -n NAMESPACE`.
@@ -145,4 +208,18 @@ pub(super) fn sandboxed_process(context: &str) -> Result<u32> {
     let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"))?;
     let first = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
     first.context("the cluster has no process inside its sandbox")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn statistics_of_tcpdump() {
+        let line = "tcpdump: 12 packets captured, 14 packets received by filter, 0 packets dropped by kernel\n";
+        assert_eq!(counts(line), Some((12, 14)));
+        let one = "tcpdump: 1 packet captured, 1 packet received by filter, 0 packets dropped by kernel\n";
+        assert_eq!(counts(one), Some((1, 1)));
+        assert_eq!(counts("tcpdump: 12 packets captured, 14 pack"), None);
+    }
 }

@@ -261,7 +261,7 @@ impl Runner {
         let result = self
             .terminal(typed.terminal)?
             .command(&typed.text, until.as_ref(), reply, step.limit);
-        let packets = capture.map(Capture::stop);
+        let packets = capture.map(Capture::stop).transpose()?;
         let (output, end) = result?;
         let observed = Observed {
             output,
