@@ -1,4 +1,4 @@
-"""What authorization costs against the number of rules, and writes bench/results/engine.json.
+"""What authorization costs against the number of rules.
 
 First the engine alone: `bench-control --decisions`, nanoseconds of processor time per decision. Then a real Envoy and
 mantlet-proxy, both fed by bench-control over ADS with the same listeners, each of which holds one ALLOW filter and answers
@@ -6,22 +6,19 @@ by itself over plaintext. wrk asks one listener at a time, once for the path tha
 once for a path that none does. Both proxies' own counts of admitted and denied requests must equal the answers.
 """
 
-import argparse
 import json
 import os
-import shutil
-import signal
 import statistics
 import subprocess
-import sys
-import tempfile
 
 import load
 from legs import Envoy, Mantlet
-from main import HERE, RESULTS, control, machine, settled_counters
-from net import SERVER_IP, Net, cpu_seconds
+from mesh import control, settled
+from net import SERVER_IP, cpu_seconds
 
 CONNECTIONS = 8
+# One load; the figure is CPU per request, which needs no long one.
+SECONDS = 1
 
 
 class MantletRules(Mantlet):
@@ -31,12 +28,12 @@ class MantletRules(Mantlet):
 
 class EnvoyRules(Envoy):
     def start(self):
-        config = self.write("envoy-rules.json", json.dumps(self.bootstrap()))
+        config = self.write("envoy-rules.json", json.dumps(self.rules_bootstrap()))
         self.server = self.net.start(self.net.server, [
             self.envoy_bin, "-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "warning",
         ], self.path("envoy-rules.log"))
 
-    def bootstrap(self):
+    def rules_bootstrap(self):
         ads = {"ads": {}, "resource_api_version": "V3"}
         options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
         return {
@@ -69,12 +66,12 @@ class EnvoyRules(Envoy):
 
 
 def measure(leg, request, verdict, seconds):
-    before = settled_counters(leg)
+    before = settled(leg.counters)
     cpu_before = cpu_seconds(leg.server.pid)
     url = f"http://{SERVER_IP}:{request['port']}{request[verdict]}"
     result = load.wrk(leg.net.server, url, seconds, CONNECTIONS, header=request["header"])
     cpu = cpu_seconds(leg.server.pid) - cpu_before
-    after = settled_counters(leg)
+    after = settled(leg.counters)
     where = f"{leg.name} {request['form']} {request['rules']} {verdict}"
     if result.errors != result.refused or result.refused != (result.sent if verdict == "denied" else 0):
         raise RuntimeError(f"{where}: {result.sent} answers, {result.refused} refused, {result.errors} errors")
@@ -86,41 +83,28 @@ def measure(leg, request, verdict, seconds):
     return {"cpu_us": cpu / counted[verdict] * 1e6, "rps": result.rps, "requests": result.sent, "counted": counted}
 
 
-def proxies(options):
-    work = tempfile.mkdtemp(prefix="mantlet-bench-")
-    os.chmod(work, 0o755)
-    bins = os.path.abspath(options.bin)
-    net = Net()
+def proxies(net, work, options):
+    control(net, work, options.bin)
+    legs = [kind(net, work, options.bin, options.envoy) for kind in (MantletRules, EnvoyRules)]
+    for leg in legs:
+        leg.start()
+        with open(os.path.join(work, f"rules-{leg.name}.json")) as text:
+            leg.requests = json.load(text)
+        for request in leg.requests:
+            net.wait_port(net.server, request["port"], leg.server, 60)
     rounds = []
-    kept = True
-    try:
-        control(net, work, bins)
-        legs = [kind(net, work, bins, options.envoy) for kind in (MantletRules, EnvoyRules)]
-        for leg in legs:
-            leg.start()
-            with open(os.path.join(work, f"rules-{leg.name}.json")) as text:
-                leg.requests = json.load(text)
-            for request in leg.requests:
-                net.wait_port(net.server, request["port"], leg.server, 60)
-        for number in range(options.rounds):
-            for index in range(len(legs[0].requests)):
-                for verdict in ("allowed", "denied"):
-                    for leg in legs:
-                        request = leg.requests[index]
-                        if number == 0:
-                            measure(leg, request, verdict, 1)
-                        figures = measure(leg, request, verdict, options.seconds)
-                        rounds.append({"round": number, "leg": leg.name, "form": request["form"],
-                                       "rules": request["rules"], "request": verdict, **figures})
-                        print(f"round {number + 1}/{options.rounds} {leg.name:<8} {request['form']:<9}"
-                              f"{request['rules']:>7} {verdict:<8} {figures['cpu_us']:10.1f} us", flush=True)
-        kept = False
-    finally:
-        net.close()
-        if kept:
-            print(f"the run did not complete; logs and configurations stay in {work}", file=sys.stderr)
-        else:
-            shutil.rmtree(work, ignore_errors=True)
+    for number in range(options.rounds):
+        for index in range(len(legs[0].requests)):
+            for verdict in ("allowed", "denied"):
+                for leg in legs:
+                    request = leg.requests[index]
+                    if number == 0:
+                        measure(leg, request, verdict, SECONDS)
+                    figures = measure(leg, request, verdict, SECONDS)
+                    rounds.append({"round": number, "leg": leg.name, "form": request["form"],
+                                   "rules": request["rules"], "request": verdict, **figures})
+                    print(f"round {number + 1}/{options.rounds} {leg.name:<8} {request['form']:<9}"
+                          f"{request['rules']:>7} {verdict:<8} {figures['cpu_us']:10.1f} us", flush=True)
     return rounds
 
 
@@ -143,7 +127,7 @@ def summary(alone, rounds):
 
 
 def table(rows):
-    lines = [f"{'form':<9} {'rules':>6} {'request':<8} {'ns/decision':>12} {'decisions/s':>12} {'growth':>8} "
+    lines = ["", f"{'form':<9} {'rules':>6} {'request':<8} {'ns/decision':>12} {'decisions/s':>12} {'growth':>8} "
              f"{'mantlet us':>11} {'growth':>7} {'envoy us':>10} {'growth':>8}"]
     for r in rows:
         lines.append(f"{r['form']:<9} {r['rules']:>6} {r['request']:<8} {r['engine_ns']:>12.1f} "
@@ -152,30 +136,9 @@ def table(rows):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", required=True)
-    parser.add_argument("--profile", required=True)
-    parser.add_argument("--envoy", required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=1)
-    options = parser.parse_args()
-    about = {**machine(), "profile": options.profile}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
+def run(net, work, options):
+    """The figures, and the rounds behind them."""
     alone = json.loads(subprocess.run([os.path.join(options.bin, "bench-control"), "--decisions", "1"],
                                       stdout=subprocess.PIPE, check=True, text=True).stdout)
-    rounds = proxies(options)
-    rows = summary(alone, rounds)
-    print(table(rows))
-    results = RESULTS if options.profile == "dist" else os.path.join(HERE, "..", "cache", "trial")
-    os.makedirs(results, exist_ok=True)
-    path = os.path.normpath(os.path.join(results, "engine.json"))
-    with open(path, "w") as out:
-        json.dump({"about": about, "medians": rows, "rounds": rounds}, out, indent=1)
-        out.write("\n")
-    print(f"\nmedians and all rounds: {path}")
-
-
-if __name__ == "__main__":
-    main()
+    rounds = proxies(net, work, options)
+    return summary(alone, rounds), {"rounds": rounds}

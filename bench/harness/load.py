@@ -1,5 +1,6 @@
 """The load generators and what is read from their output."""
 
+import json
 import os
 import re
 import subprocess
@@ -51,12 +52,21 @@ def wrk(namespace, url, seconds, connections, close=False, header=None):
     return Load(total, rps, p50, p99, errors + refused, refused)
 
 
-def h2load(namespace, url, seconds, clients, streams, work):
+def paced(namespace, bins, address, path, seconds, connections, rate):
+    """Requests on schedule; latencies count from the time at which each was due."""
+    figures = json.loads(_output(namespace.command(
+        os.path.join(bins, "bench-ends"), "paced", address, path, "--rate", str(rate), "--seconds", str(seconds),
+        "--connections", str(connections))))
+    return Load(figures["sent"], figures["rate"], figures["p50_ms"], figures["p99_ms"], 0)
+
+
+def h2load(namespace, url, seconds, clients, streams, work, grpc_body=None):
     log = os.path.join(work, "h2load.tsv")
     if os.path.exists(log):
         os.remove(log)
+    grpc = ["-d", grpc_body, "-H", "content-type: application/grpc", "-H", "te: trailers"] if grpc_body else []
     text = _output(namespace.command(
-        "h2load", "-t1", f"-c{clients}", f"-m{streams}", f"-D{seconds}", f"--log-file={log}", url))
+        "h2load", "-t1", f"-c{clients}", f"-m{streams}", f"-D{seconds}", f"--log-file={log}", *grpc, url))
     done = re.search(r"requests: (\d+) total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored", text)
     total, succeeded = int(done.group(1)), int(done.group(3))
     codes = re.search(r"status codes: (\d+) 2xx", text)

@@ -9,8 +9,8 @@ CLIENT_IP = "10.99.0.1"
 SERVER_IP = "10.99.0.2"
 
 
-def run(*args, check=True):
-    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def run(*args, check=True, env=None):
+    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(args)}: {done.stderr.strip()}")
     return done.stdout
@@ -29,8 +29,8 @@ class Namespace:
     def command(self, *args):
         return ["ip", "netns", "exec", self.name, *args]
 
-    def do(self, *args, check=True):
-        return run(*self.command(*args), check=check)
+    def do(self, *args, check=True, env=None):
+        return run(*self.command(*args), check=check, env=env)
 
     def delete(self):
         run("ip", "netns", "delete", self.name, check=False)
@@ -101,9 +101,17 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def rss_mb(pid):
+def _status_mb(pid, field):
     with open(f"/proc/{pid}/status") as status:
         for line in status:
-            if line.startswith("VmRSS:"):
+            if line.startswith(field):
                 return int(line.split()[1]) / 1024
     return 0.0
+
+
+def rss_mb(pid):
+    return _status_mb(pid, "VmRSS:")
+
+
+def peak_rss_mb(pid):
+    return _status_mb(pid, "VmHWM:")

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
 
-use resources::{Plan, Proxy, Role};
+use resources::{Log, Plan, Proxy, Role};
 
 fn main() -> Result<()> {
     let mut arguments: HashMap<String, String> = HashMap::new();
@@ -58,6 +58,7 @@ fn main() -> Result<()> {
         server: take("--server-ip")?.parse::<IpAddr>()?,
         port_base: take("--port-base")?.parse()?,
         mantlet_endpoints: arguments.get("--mantlet-endpoints").is_none_or(|v| v == "true"),
+        logs: std::path::absolute(&dir)?,
     };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -72,7 +73,7 @@ fn csr_rate(seconds: u64) -> Result<()> {
         OffsetDateTime::now_utc(),
         serial(),
     )?;
-    let id = SpiffeId::parse(&resources::identity(Role::Client))?;
+    let id = SpiffeId::parse(&resources::identity(Role::Client(Log::Off)))?;
     let requests = (0..64)
         .map(|_| Ok(build_csr(&PrivateKey::generate(Default::default())?, &id)?))
         .collect::<Result<Vec<_>>>()?;
@@ -104,11 +105,16 @@ async fn serve(dir: PathBuf, listen: SocketAddr, plan: Plan) -> Result<()> {
         let requests = rules::requests(plan.rules_port(proxy)).to_string();
         std::fs::write(dir.join(format!("rules-{}.json", proxy.pod())), requests)?;
     }
-    for (role, name) in [(Role::Client, "client"), (Role::Server, "server")] {
+    for role in [Role::Client(Log::Off), Role::Server(Log::Off)] {
+        let name = role.pod();
         let id = SpiffeId::parse(&resources::identity(role))?;
         write_certificate(&ca, &dir, name, SubjectAltName::Spiffe(id))?;
-        let snapshot = serde_json::to_string_pretty(&resources::snapshot(role, &plan))?;
-        std::fs::write(dir.join(format!("mantlet-{name}.json")), snapshot)?;
+    }
+    for log in [Log::Off, Log::On] {
+        for role in [Role::Client(log), Role::Server(log)] {
+            let snapshot = serde_json::to_string(&resources::snapshot(role, &plan))?;
+            std::fs::write(dir.join(format!("mantlet-{}.json", role.pod())), snapshot)?;
+        }
     }
     let key = PrivateKey::generate(Default::default())?;
     let issued = issue(&ca, &Csr::for_key(&key)?, SubjectAltName::Ip(listen.ip()))?;

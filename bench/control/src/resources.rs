@@ -1,28 +1,44 @@
-//! What the two proxies of the benchmark are told: three services, mutual TLS, an ALLOW policy, telemetry.
+//! What the two proxies of the benchmark are told: four services, mutual TLS, an ALLOW policy of [`RULES`] rules, telemetry,
+//! and for the second pair an access log.
 //!
-//! Ports, from a base: +80 HTTP/1.1, +82 HTTP/2, +90 TCP for the client's side; the server's side adds 6000.
+//! Ports, from a base: +80 HTTP/1.1, +82 HTTP/2, +84 gRPC, +90 TCP for the client's side; the server's side adds 6000. The
+//! pair with a log has a base that is 1000 higher.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mantlet_model::authz::{Action, Attribute, AuthzFilter, Expr, Matcher, Rule};
 use mantlet_model::cluster::{Balancer, Cluster, ClusterTls, Discovery, Limits, ServiceRef, UpstreamProtocol};
 use mantlet_model::endpoint::{Endpoint, Health, WorkloadRef};
 use mantlet_model::http::{Codec, ForwardedClientCert, HttpManager, PathNormalization, Reporter, RouteSource};
-use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport};
+use mantlet_model::listener::{
+    AccessLog, ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport,
+};
 use mantlet_model::names::{ClusterName, Direction, SECRET_DEFAULT, SECRET_ROOT};
 use mantlet_model::route::{Forward, Route, RouteAction, RouteMatch, RouteTable, VirtualHost};
 use mantlet_model::snapshot::ProxySnapshot;
 use mantlet_model::tls::{ClientTls, SanMatch, ServerTls, TlsVersion};
 
 const HOST: &str = "app.bench.svc.cluster.local";
+/// Rules of every inbound filter; the one in the middle admits the client.
+const RULES: usize = 100;
+/// Between the ports of the pair without a log and of the one with it.
+const LOGGED: u16 = 1000;
 
 /// An end of the pair, or a proxy with many rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    Client,
-    Server,
+    Client(Log),
+    Server(Log),
     Rules(Proxy),
+}
+
+/// Whether a proxy writes an access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Log {
+    Off,
+    On,
 }
 
 /// A proxy with many rules ([`crate::rules`]).
@@ -44,13 +60,20 @@ impl Proxy {
 impl Role {
     /// By the name of a pod, which is also its token.
     pub(crate) fn named(pod: &str) -> Option<Role> {
-        let all = [
-            ("client", Role::Client),
-            ("server", Role::Server),
-            (Proxy::Mantlet.pod(), Role::Rules(Proxy::Mantlet)),
-            (Proxy::Envoy.pod(), Role::Rules(Proxy::Envoy)),
-        ];
-        all.into_iter().find(|(name, _)| *name == pod).map(|(_, role)| role)
+        let pairs = [Log::Off, Log::On].map(|log| [Role::Client(log), Role::Server(log)]);
+        let rules = [Proxy::Mantlet, Proxy::Envoy].map(Role::Rules);
+        pairs.into_iter().flatten().chain(rules).find(|role| role.pod() == pod)
+    }
+
+    /// The name of its pod.
+    pub(crate) fn pod(self) -> &'static str {
+        match self {
+            Role::Client(Log::Off) => "client",
+            Role::Client(Log::On) => "client-log",
+            Role::Server(Log::Off) => "server",
+            Role::Server(Log::On) => "server-log",
+            Role::Rules(proxy) => proxy.pod(),
+        }
     }
 }
 
@@ -63,9 +86,23 @@ pub(crate) struct Plan {
     pub(crate) port_base: u16,
     /// Whether the server's endpoints are marked as Mantlet's own.
     pub(crate) mantlet_endpoints: bool,
+    /// Directory of the access logs.
+    pub(crate) logs: PathBuf,
 }
 
 impl Plan {
+    /// The plan of the pair with or without a log.
+    fn with(&self, log: Log) -> Plan {
+        let port_base = match log {
+            Log::Off => self.port_base,
+            Log::On => self.port_base + LOGGED,
+        };
+        Plan {
+            port_base,
+            ..self.clone()
+        }
+    }
+
     /// First port of a proxy with many rules.
     pub(crate) fn rules_port(&self, proxy: Proxy) -> u16 {
         self.port_base
@@ -84,17 +121,18 @@ enum Kind {
     Tcp,
 }
 
-const KINDS: [(Kind, &str, u16, u16); 3] = [
+const KINDS: [(Kind, &str, u16, u16); 4] = [
     (Kind::Http1, "h1", 80, 8080),
     (Kind::Http2, "h2", 82, 8082),
+    (Kind::Http2, "grpc", 84, 8084),
     (Kind::Tcp, "tcp", 90, 8080),
 ];
 
 /// The SPIFFE ID of an end.
 pub(crate) fn identity(role: Role) -> String {
     match role {
-        Role::Client => "spiffe://cluster.local/ns/bench/sa/client".to_owned(),
-        Role::Server => "spiffe://cluster.local/ns/bench/sa/server".to_owned(),
+        Role::Client(_) => "spiffe://cluster.local/ns/bench/sa/client".to_owned(),
+        Role::Server(_) => "spiffe://cluster.local/ns/bench/sa/server".to_owned(),
         Role::Rules(proxy) => format!("spiffe://cluster.local/ns/bench/sa/{}", proxy.pod()),
     }
 }
@@ -103,15 +141,33 @@ pub(crate) fn identity(role: Role) -> String {
 pub(crate) fn snapshot(role: Role, plan: &Plan) -> ProxySnapshot {
     let mut out = ProxySnapshot::default();
     for (kind, name, offset, app) in KINDS {
-        let (listener, cluster) = match role {
-            Role::Client => client(kind, name, offset, plan),
-            Role::Server => server(kind, name, offset, app, plan),
+        let (mut listener, cluster) = match role {
+            Role::Client(log) => client(kind, name, offset, &plan.with(log)),
+            Role::Server(log) => server(kind, name, offset, app, &plan.with(log)),
             Role::Rules(proxy) => return crate::rules::snapshot(plan.server, plan.rules_port(proxy)),
         };
+        if let Role::Client(Log::On) | Role::Server(Log::On) = role {
+            log(&mut listener, plan.logs.join(format!("access-{}.log", role.pod())));
+        }
         out.listeners.insert(listener.name.clone(), Arc::new(listener));
         out.clusters.insert(cluster.name.clone(), Arc::new(cluster));
     }
     out
+}
+
+/// Istio's default format into a file.
+fn log(listener: &mut Listener, path: PathBuf) {
+    let access_log = AccessLog {
+        path: path.display().to_string(),
+        format: String::new(),
+        json: Vec::new(),
+    };
+    for chain in &mut listener.chains {
+        match &mut chain.filters {
+            Filters::Http(manager) => manager.access_log = Some(access_log.clone()),
+            Filters::Tcp(_) => listener.access_log = Some(access_log.clone()),
+        }
+    }
 }
 
 fn client(kind: Kind, name: &str, offset: u16, plan: &Plan) -> (Listener, Cluster) {
@@ -119,7 +175,7 @@ fn client(kind: Kind, name: &str, offset: u16, plan: &Plan) -> (Listener, Cluste
     let tls = ClientTls {
         certificate: Some(SECRET_DEFAULT.to_owned()),
         trust_bundle: Some(SECRET_ROOT.to_owned()),
-        server_sans: vec![SanMatch::Exact(identity(Role::Server))],
+        server_sans: vec![SanMatch::Exact(identity(Role::Server(Log::Off)))],
         sni: cluster_name.sni(),
         alpn: match kind {
             Kind::Http2 => strings(&["istio-peer-exchange", "istio", "h2"]),
@@ -154,24 +210,37 @@ fn client(kind: Kind, name: &str, offset: u16, plan: &Plan) -> (Listener, Cluste
     )
 }
 
-fn server(kind: Kind, name: &str, offset: u16, app: u16, plan: &Plan) -> (Listener, Cluster) {
-    let from_client = Expr::atom(Attribute::PeerUri, Matcher::Exact(identity(Role::Client)));
-    let expr = match kind {
-        Kind::Tcp => from_client,
-        _ => Expr::And(vec![
-            from_client,
-            Expr::atom(Attribute::Method, Matcher::Exact("GET".to_owned())),
-        ]),
+/// Every rule names a caller; those of HTTP also what it may ask for.
+fn allow(kind: Kind) -> AuthzFilter {
+    let method = |name: &str| Expr::atom(Attribute::Method, Matcher::Exact(name.to_owned()));
+    let rule = |number: usize| {
+        let (caller, asks) = if number == RULES / 2 {
+            let asks = Expr::Or(vec![method("GET"), method("POST")]);
+            (identity(Role::Client(Log::Off)), asks)
+        } else {
+            let path = Matcher::Prefix(format!("/team-{number}/"));
+            let asks = Expr::And(vec![method("GET"), Expr::atom(Attribute::Path, path)]);
+            (format!("spiffe://cluster.local/ns/team-{number}/sa/app"), asks)
+        };
+        let from = Expr::atom(Attribute::PeerUri, Matcher::Exact(caller));
+        Rule {
+            id: format!("ns[bench]-policy[allow]-rule[{number:03}]"),
+            expr: match kind {
+                Kind::Tcp => from,
+                _ => Expr::And(vec![from, asks]),
+            },
+        }
     };
-    let allow = AuthzFilter {
+    AuthzFilter {
         action: Action::Allow,
         enforced: true,
-        rules: vec![Rule {
-            id: "ns[bench]-policy[allow-client]-rule[0]".to_owned(),
-            expr,
-        }],
+        rules: (0..RULES).map(rule).collect(),
         shadow: Vec::new(),
-    };
+    }
+}
+
+fn server(kind: Kind, name: &str, offset: u16, app: u16, plan: &Plan) -> (Listener, Cluster) {
+    let allow = allow(kind);
     let tls = ServerTls {
         certificate: SECRET_DEFAULT.to_owned(),
         trust_bundle: Some(SECRET_ROOT.to_owned()),
@@ -356,12 +425,18 @@ mod tests {
             server: "10.99.0.2".parse().unwrap(),
             port_base: 40_000,
             mantlet_endpoints: true,
+            logs: "/logs".into(),
         };
-        for role in [Role::Client, Role::Server] {
+        for role in ["client", "server", "client-log", "server-log"].map(|pod| Role::named(pod).unwrap()) {
             let snapshot = snapshot(role, &plan);
             assert!(snapshot.dangling().is_empty());
-            assert_eq!(snapshot.listeners.len(), 3);
-            assert_eq!(snapshot.clusters.len(), 3);
+            assert_eq!(snapshot.listeners.len(), KINDS.len());
+            assert_eq!(snapshot.clusters.len(), KINDS.len());
+            let logs = serde_json::to_string(&snapshot)
+                .unwrap()
+                .matches("/logs/access-")
+                .count();
+            assert_eq!(logs, if role.pod().ends_with("-log") { KINDS.len() } else { 0 });
             assert!(!ResourceSet::new(&snapshot, Vec::new(), &Options::default(), None).is_empty());
         }
     }

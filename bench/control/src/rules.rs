@@ -35,8 +35,8 @@ enum Form {
 
 /// All filters.
 const FILTERS: [(Form, &str, &[usize]); 4] = [
-    (Form::Exact, "exact", &[10, 1_000, 10_000]),
-    (Form::Prefix, "prefix", &[10, 1_000, 10_000]),
+    (Form::Exact, "exact", &[1, 10, 1_000, 10_000]),
+    (Form::Prefix, "prefix", &[1, 10, 1_000, 10_000]),
     (Form::Regex, "regex", &[10, 1_000]),
     (Form::Negation, "negation", &[10, 1_000]),
 ];
