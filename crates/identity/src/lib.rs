@@ -18,6 +18,7 @@ pub mod jws;
 pub mod key;
 pub mod peer;
 pub mod pem;
+mod proven;
 pub mod rotation;
 pub mod spiffe;
 pub mod tls;

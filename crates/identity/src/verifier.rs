@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use crate::bundle::TrustBundle;
 use crate::error::Error;
 use crate::peer::{PeerCertificate, PeerIdentityError};
+use crate::proven::Proven;
 use crate::spiffe::TrustDomain;
 
 /// Which trust domains a server accepts clients from (S1.25).
@@ -107,6 +108,7 @@ pub fn identity_error(error: &rustls::Error) -> Option<&PeerIdentityError> {
 pub struct SpiffeClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     rule: TrustDomainRule,
+    proven: Proven,
 }
 
 impl SpiffeClientVerifier {
@@ -120,6 +122,7 @@ impl SpiffeClientVerifier {
         Ok(Self {
             chain: chain_verifier(bundle, optional, provider)?,
             rule,
+            proven: Proven::default(),
         })
     }
 }
@@ -160,10 +163,13 @@ impl ClientCertVerifier for SpiffeClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        self.proven.or_check(end_entity, intermediates, now, || {
+            let checked = self.chain.verify_client_cert(end_entity, intermediates, now);
+            checked.map(|_| ())
+        })?;
         let peer = PeerCertificate::parse(end_entity).map_err(refuse)?;
         self.rule.check(&peer).map_err(refuse)?;
-        Ok(verified)
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -205,6 +211,7 @@ pub struct SpiffeServerVerifier {
     roots: Arc<RootCertStore>,
     algorithms: WebPkiSupportedAlgorithms,
     expected: ExpectedServer,
+    proven: Proven,
 }
 
 impl SpiffeServerVerifier {
@@ -214,6 +221,7 @@ impl SpiffeServerVerifier {
             roots: bundle.root_store(),
             algorithms: provider.signature_verification_algorithms,
             expected,
+            proven: Proven::default(),
         }
     }
 
@@ -262,7 +270,9 @@ impl ServerCertVerifier for SpiffeServerVerifier {
             return Ok(ServerCertVerified::assertion());
         }
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
+        self.proven.or_check(end_entity, intermediates, now, || {
+            verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)
+        })?;
         let peer = PeerCertificate::parse(end_entity).map_err(refuse)?;
         if peer.uris.len() > 1 {
             return Err(refuse(PeerIdentityError::SeveralUris(peer.uris.len())));

@@ -165,6 +165,44 @@ fn nothing_is_resumed() {
 }
 
 #[test]
+fn a_chain_that_was_good_is_refused_when_its_time_is_over_or_has_not_begun() {
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::server::danger::ClientCertVerifier;
+    use rustls_pki_types::{ServerName, UnixTime};
+
+    let ca = root();
+    let web = workload(&ca, "customers");
+    let leaf = &web.chain()[0];
+    let rest = &web.chain()[1..];
+    let servers = mantlet_identity::SpiffeServerVerifier::new(web.bundle(), ExpectedServer::ChainOnly, &provider());
+    let rule = TrustDomainRule::AnySpiffe;
+    let clients = mantlet_identity::SpiffeClientVerifier::new(web.bundle(), rule, false, &provider()).unwrap();
+    let name = ServerName::try_from("web").unwrap();
+    let now = UnixTime::now();
+    let at = |seconds: i64| {
+        let then = now.as_secs().checked_add_signed(seconds).unwrap();
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(then))
+    };
+    const YEARS: i64 = 40 * 365 * 24 * 3600;
+    for (then, good) in [
+        (0, true),
+        (0, true),
+        (YEARS, false),
+        (0, true),
+        (-YEARS, false),
+        (0, true),
+    ] {
+        let server = servers.verify_server_cert(leaf, rest, &name, &[], at(then));
+        let client = clients.verify_client_cert(leaf, rest, at(then));
+        assert_eq!((server.is_ok(), client.is_ok()), (good, good), "{then}");
+    }
+    // Other roots have proven nothing, whatever these have.
+    let other = workload(&root(), "customers");
+    let strangers = mantlet_identity::SpiffeServerVerifier::new(other.bundle(), ExpectedServer::ChainOnly, &provider());
+    assert!(strangers.verify_server_cert(leaf, rest, &name, &[], now).is_err());
+}
+
+#[test]
 fn older_peers_are_served_with_the_four_ecdhe_suites_unless_forbidden() {
     let ca = root();
     let (server, client) = (workload(&ca, "customers"), workload(&ca, "sleep"));

@@ -91,6 +91,8 @@ pub struct Downstream {
     pub admitted: Cell<bool>,
     /// External authorizers that let a TCP connection in.
     pub asked: RefCell<Vec<ExtAuthz>>,
+    /// The request that has made the connection a tunnel, or may.
+    pub tunnel: RefCell<Option<Box<http::upgrade::Asked>>>,
     chosen: RefCell<Option<Rc<Chosen>>>,
 }
 
@@ -102,10 +104,13 @@ pub struct TlsFacts {
 }
 
 impl Downstream {
-    /// Whether a TCP connection that was let in would be denied now. Requests are decided one by one; a TCP connection
-    /// may live for days, and must not outlive its permission.
+    /// Whether a TCP connection or tunnel that was let in would be denied now. Requests are decided one by one; these may
+    /// live for days, and must not outlive their permission.
     fn revoked(&self) -> bool {
         let Some(chosen) = self.chosen() else { return true };
+        if let Some(tunnel) = &*self.tunnel.borrow() {
+            return tunnel.denied(self, &chosen.chain);
+        }
         if !self.admitted.get() || chosen.chain.tcp().is_none() {
             return false;
         }
@@ -285,6 +290,7 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
         control: Control::default(),
         admitted: Cell::new(false),
         asked: RefCell::default(),
+        tunnel: RefCell::default(),
         chosen: RefCell::new(Some(Rc::new(Chosen {
             config,
             chain,

@@ -3,6 +3,7 @@
 //! One enum instead of a type parameter keeps a single copy of the HTTP machinery in the binary.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -59,6 +60,16 @@ impl Stream {
         }
     }
 
+    /// This end's address.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        let tcp = match &self.inner {
+            Inner::Tcp(tcp) => tcp,
+            Inner::Server(tls) => &tls.get_ref().0.inner,
+            Inner::Client(tls) => &tls.get_ref().0.inner,
+        };
+        tcp.local_addr().ok()
+    }
+
     /// The first URI name of the server's certificate, on the connecting side of TLS.
     pub fn server_uri(&self) -> Option<String> {
         let Inner::Client(tls) = &self.inner else { return None };
@@ -88,6 +99,9 @@ impl AsyncRead for Stream {
     }
 }
 
+/// Up to here several pieces are copied into one: cheaper than what the kernel does for a list of pieces.
+const SMALL_WRITE: usize = 1024;
+
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.inner {
@@ -103,6 +117,15 @@ impl AsyncWrite for Stream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.inner {
+            Inner::Tcp(s) if bufs.iter().map(|b| b.len()).sum::<usize>() <= SMALL_WRITE => {
+                let mut small = [0u8; SMALL_WRITE];
+                let mut length = 0;
+                for piece in bufs {
+                    small[length..length + piece.len()].copy_from_slice(piece);
+                    length += piece.len();
+                }
+                Pin::new(s).poll_write(cx, &small[..length])
+            }
             Inner::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Inner::Server(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Inner::Client(s) => Pin::new(s).poll_write_vectored(cx, bufs),

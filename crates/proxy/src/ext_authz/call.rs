@@ -7,12 +7,12 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use mantlet_model::cluster::{Discovery, UpstreamProtocol};
 
 use crate::connection::Downstream;
-use crate::http::body::RequestBody;
+use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::forward;
+use crate::upstream::multiplex;
 use crate::upstream::pool::{Http1Lease, Http2Lease, Lease};
 use crate::upstream::{ActiveGuard, Endpoint};
 
@@ -39,13 +39,13 @@ pub enum CallError {
     Connect(#[from] crate::upstream::connect::ConnectError),
     /// The exchange broke.
     #[error("{0}")]
-    Exchange(#[from] hyper::Error),
+    Exchange(String),
 }
 
 /// A response whose body has not been read.
 pub(super) struct Answer {
     pub(super) head: http::response::Parts,
-    body: Incoming,
+    body: UpstreamBody,
     lease: Held,
     endpoint: Rc<Endpoint>,
     _active: ActiveGuard,
@@ -142,14 +142,24 @@ pub(super) async fn call(
         *request.uri_mut() = head.uri.clone();
         *request.headers_mut() = head.headers.clone();
         forward::target(&mut request, authority, h2, endpoint.tls.is_some());
+        // The error says whether nothing was sent.
         let (sent, lease, reused) = match lease {
             Lease::Http1(mut lease) => {
                 let reused = lease.reused;
-                (lease.sender.try_send_request(request).await, Held::Http1(lease), reused)
+                let sent = lease.sender.try_send_request(request).await;
+                let sent = sent.map(|r| r.map(UpstreamBody::Http1)).map_err(|mut e| {
+                    let unsent = e.take_message().is_some();
+                    (unsent, e.into_error().to_string())
+                });
+                (sent, Held::Http1(lease), reused)
             }
-            Lease::Http2(mut lease) => {
+            Lease::Http2(lease) => {
                 let reused = lease.reused;
-                (lease.sender.try_send_request(request).await, Held::Http2(lease), reused)
+                let sent = multiplex::exchange(&lease, request).await;
+                let sent = sent
+                    .map(|r| r.map(UpstreamBody::Http2))
+                    .map_err(|e| (e.back.is_some(), e.error.to_string()));
+                (sent, Held::Http2(lease), reused)
             }
         };
         match sent {
@@ -163,14 +173,13 @@ pub(super) async fn call(
                     _active: active,
                 });
             }
-            Err(mut error) => {
-                let unsent = error.take_message().is_some();
+            Err((unsent, error)) => {
                 if unsent && reused && stale_left > 0 {
                     stale_left -= 1;
                     avoid = None;
                     continue;
                 }
-                return Err(CallError::Exchange(error.into_error()));
+                return Err(CallError::Exchange(error));
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -10,10 +11,44 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::telemetry::flags;
 use crate::telemetry::record::Account;
+use crate::upstream::multiplex::Download;
 use crate::upstream::pool::{Http1Lease, Http2Lease};
 use crate::upstream::{ActiveGuard, Endpoint};
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// hyper's connection, of either side.
+    #[error("{0}")]
+    Http1(#[source] hyper::Error),
+    /// A stream of a shared connection. The source is h2's error, so that its code is passed on to the other side.
+    #[error("{0}")]
+    Http2(#[source] h2::Error),
+    /// The client reset its stream; what came before is not the whole.
+    #[error("the client reset its stream")]
+    Cut,
+    /// The answer took too long.
+    #[error("timeout")]
+    Timeout,
+}
+
+impl BodyError {
+    /// The code with which the other side is told.
+    pub fn reason(&self) -> h2::Reason {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+                return reason;
+            }
+            cause = error.source();
+        }
+        h2::Reason::CANCEL
+    }
+}
 
 /// What the two directions of an exchange tell each other.
 #[derive(Default)]
@@ -30,6 +65,8 @@ pub struct Progress {
 pub struct RequestBody {
     ahead: VecDeque<Frame<Bytes>>,
     inner: Option<Incoming>,
+    /// Whether it is the body of an HTTP/2 stream.
+    stream: bool,
     progress: Rc<Progress>,
 }
 
@@ -43,19 +80,21 @@ pub enum ReadAhead {
 }
 
 impl RequestBody {
-    /// Wraps the downstream's body.
-    pub fn new(inner: Incoming, progress: Rc<Progress>) -> Self {
+    /// Wraps the downstream's body; `stream` says that it comes over HTTP/2.
+    pub fn new(inner: Incoming, stream: bool, progress: Rc<Progress>) -> Self {
         if inner.is_end_stream() {
             progress.request_done.set(true);
             return RequestBody {
                 ahead: VecDeque::new(),
                 inner: None,
+                stream,
                 progress,
             };
         }
         RequestBody {
             ahead: VecDeque::new(),
             inner: Some(inner),
+            stream,
             progress,
         }
     }
@@ -73,8 +112,8 @@ impl RequestBody {
     /// Nothing is lost: what was read goes upstream first.
     ///
     /// # Errors
-    /// `None` when the client is silent for too long, hyper's error when the connection breaks.
-    pub async fn read_ahead(&mut self, limit: usize, patience: Duration) -> Result<ReadAhead, Option<hyper::Error>> {
+    /// `None` when the client is silent for too long, the error when the connection breaks.
+    pub async fn read_ahead(&mut self, limit: usize, patience: Duration) -> Result<ReadAhead, Option<BodyError>> {
         let mut size = self.ahead.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
         while size <= limit {
             let next = poll_fn(|cx| self.poll_inner(cx));
@@ -106,7 +145,7 @@ impl RequestBody {
     }
 
     /// The next frame that has not been read yet.
-    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(inner) = &mut self.inner else {
             return Poll::Ready(None);
         };
@@ -125,12 +164,16 @@ impl RequestBody {
                 }
             }
             Poll::Ready(None) => {
+                // hyper takes a stream that was reset with CANCEL for one that has ended.
+                if self.stream && !inner.is_end_stream() {
+                    return Poll::Ready(Some(Err(BodyError::Cut)));
+                }
                 self.progress.request_done.set(true);
                 self.inner = None;
             }
             _ => {}
         }
-        polled
+        polled.map_err(BodyError::Http1)
     }
 
     /// No body; for repetitions of requests that had none.
@@ -139,6 +182,7 @@ impl RequestBody {
         RequestBody {
             ahead: VecDeque::new(),
             inner: None,
+            stream: false,
             progress,
         }
     }
@@ -151,9 +195,9 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(frame) = self.ahead.pop_front() {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -192,6 +236,47 @@ pub struct Source {
     pub lease: SourceLease,
     /// Where an HTTP/1.1 connection goes back to.
     pub endpoint: Rc<Endpoint>,
+    /// How long it may take.
+    pub limits: Option<Box<Limits>>,
+}
+
+/// How long an answer may take.
+pub struct Limits {
+    /// Until its end: the route's timeout is for the whole of it.
+    pub end: Option<Pin<Box<Sleep>>>,
+    /// Between two pieces.
+    pub idle: Option<(Duration, Pin<Box<Sleep>>)>,
+}
+
+impl Limits {
+    /// None, when there are none.
+    pub fn new(end: Option<Instant>, idle_ms: u64) -> Option<Box<Limits>> {
+        if end.is_none() && idle_ms == 0 {
+            return None;
+        }
+        let idle = Duration::from_millis(idle_ms);
+        Some(Box::new(Limits {
+            end: end.map(|at| Box::pin(sleep_until(at))),
+            idle: (idle_ms > 0).then(|| (idle, Box::pin(sleep_until(Instant::now() + idle)))),
+        }))
+    }
+
+    /// The flag of the limit that is over, when nothing came.
+    fn over(&mut self, cx: &mut Context<'_>) -> Option<u32> {
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Some(flags::UPSTREAM_REQUEST_TIMEOUT);
+        }
+        let (_, idle) = self.idle.as_mut()?;
+        idle.as_mut().poll(cx).is_ready().then_some(flags::STREAM_IDLE_TIMEOUT)
+    }
+
+    fn progress(&mut self) {
+        if let Some((length, idle)) = &mut self.idle {
+            idle.as_mut().reset(Instant::now() + *length);
+        }
+    }
 }
 
 /// A lease, as far as it matters while the answer is read.
@@ -200,6 +285,50 @@ pub enum SourceLease {
     Http1(Http1Lease),
     /// Ends by itself.
     Http2(Http2Lease),
+}
+
+impl SourceLease {
+    /// This end's address.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            SourceLease::Http1(lease) => lease.local,
+            SourceLease::Http2(lease) => lease.local(),
+        }
+    }
+}
+
+/// A response's body as it comes from the upstream.
+pub enum UpstreamBody {
+    /// From a connection of its own.
+    Http1(Incoming),
+    /// From a shared one.
+    Http2(Download),
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            UpstreamBody::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Http1),
+            UpstreamBody::Http2(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            UpstreamBody::Http1(body) => body.is_end_stream(),
+            UpstreamBody::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            UpstreamBody::Http1(body) => body.size_hint(),
+            UpstreamBody::Http2(body) => body.size_hint(),
+        }
+    }
 }
 
 /// A response's body on its way to the downstream.
@@ -213,7 +342,7 @@ pub struct ResponseBody {
 enum Kind {
     Empty,
     Full(Bytes),
-    Upstream(Incoming),
+    Upstream(UpstreamBody),
 }
 
 impl ResponseBody {
@@ -228,7 +357,7 @@ impl ResponseBody {
     }
 
     /// The upstream's body.
-    pub fn upstream(inner: Incoming, source: Box<Source>, account: Box<Account>) -> Self {
+    pub fn upstream(inner: UpstreamBody, source: Box<Source>, account: Box<Account>) -> Self {
         ResponseBody {
             kind: Kind::Upstream(inner),
             source: Some(source),
@@ -253,6 +382,7 @@ impl ResponseBody {
                 lease,
                 endpoint,
                 active,
+                limits: _,
             } = *source;
             let request_done = self.account.as_ref().is_some_and(|a| a.progress.request_done.get());
             if let SourceLease::Http1(lease) = lease
@@ -271,9 +401,9 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         match &mut this.kind {
             Kind::Empty => {
@@ -291,8 +421,12 @@ impl Body for ResponseBody {
             }
             Kind::Upstream(inner) => {
                 let polled = Pin::new(&mut *inner).poll_frame(cx);
+                let limits = this.source.as_mut().and_then(|s| s.limits.as_mut());
                 match &polled {
                     Poll::Ready(Some(Ok(frame))) => {
+                        if let Some(limits) = limits {
+                            limits.progress();
+                        }
                         if let Some(account) = &mut this.account {
                             if let Some(data) = frame.data_ref() {
                                 account.sent += data.len() as u64;
@@ -310,7 +444,14 @@ impl Body for ResponseBody {
                             account.upstream_reset();
                         }
                     }
-                    Poll::Pending => {}
+                    Poll::Pending => {
+                        if let Some(flag) = limits.and_then(|l| l.over(cx)) {
+                            if let Some(account) = &mut this.account {
+                                account.flags |= flag;
+                            }
+                            return Poll::Ready(Some(Err(BodyError::Timeout)));
+                        }
+                    }
                 }
                 polled
             }

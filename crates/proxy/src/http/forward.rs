@@ -11,20 +11,20 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
 use mantlet_model::cluster::UpstreamProtocol;
 use mantlet_model::http::HttpManager;
 use mantlet_model::route::{Forward, HeaderChange, Retry, Route, VirtualHost};
 use tokio::time::{Instant, timeout_at};
 
-use super::body::{RequestBody, ResponseBody, Source, SourceLease};
+use super::body::{Limits, RequestBody, ResponseBody, Source, SourceLease, UpstreamBody};
 use super::reply::{self, Reply};
 use super::request::Exchange;
 use super::{headers, upgrade};
 use crate::telemetry::flags;
 use crate::telemetry::record::Account;
 use crate::upstream::connect::{self, ConnectError};
-use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::multiplex;
+use crate::upstream::pool::{Lease, Pool, Wanted};
 use crate::upstream::{ActiveGuard, ClusterState, Endpoint};
 use crate::worker::Worker;
 
@@ -73,6 +73,9 @@ pub async fn forward(
     let switch = manager.websocket && headers::upgrade(&exchange.parts).is_some_and(is_websocket);
     if !switch {
         exchange.upgrade = None;
+    }
+    if switch {
+        upgrade::remember(exchange);
     }
     prepare(exchange, host, route, to, manager, switch);
     let grpc = exchange.grpc;
@@ -167,7 +170,17 @@ pub async fn forward(
                 if attempts_left == 0 && attempt > 1 && retry.is_some_and(|r| retries_status(r, status.as_u16())) {
                     account.flags |= flags::RETRY_LIMIT_EXCEEDED;
                 }
-                return respond(exchange, manager, route, response, lease, active, endpoint, account);
+                let limits = Limits::new(deadline, manager.stream_idle_timeout_ms);
+                return respond(
+                    exchange,
+                    manager,
+                    route,
+                    response,
+                    (lease, limits),
+                    active,
+                    endpoint,
+                    account,
+                );
             }
             Err(failed) => failed,
         };
@@ -232,7 +245,7 @@ fn note(cluster: &ClusterState, endpoint: &Endpoint, status: u16) {
     }
 }
 
-fn clone_head(head: &Parts) -> Parts {
+pub(super) fn clone_head(head: &Parts) -> Parts {
     let mut copy = Request::new(()).into_parts().0;
     copy.method = head.method.clone();
     copy.uri = head.uri.clone();
@@ -267,10 +280,14 @@ fn prepare(
     switch: bool,
 ) {
     let parts = &mut exchange.parts;
-    headers::strip_hop_by_hop(&mut parts.headers, switch);
-    // The codec has told the client to go on by itself.
-    parts.headers.remove(header::EXPECT);
-    parts.headers.remove(headers::DECORATOR);
+    if headers::has_passing(&parts.headers) {
+        headers::strip_hop_by_hop(&mut parts.headers, switch);
+        // The codec has told the client to go on by itself.
+        parts.headers.remove(header::EXPECT);
+        parts.headers.remove(headers::DECORATOR);
+        parts.headers.remove(headers::PEER_METADATA);
+        parts.headers.remove(headers::PEER_METADATA_ID);
+    }
     crate::telemetry::exchange::outgoing(
         &exchange.downstream.worker,
         manager,
@@ -335,7 +352,7 @@ pub fn change(fields: &mut http::HeaderMap, changes: &[HeaderChange]) {
     }
 }
 
-type Sent = (Response<Incoming>, SourceLease, ActiveGuard);
+type Sent = (Response<UpstreamBody>, SourceLease, ActiveGuard);
 type Back = Option<(Parts, Option<RequestBody>)>;
 
 /// One attempt.
@@ -372,17 +389,20 @@ async fn send(
     target(&mut request, &exchange.authority, h2, endpoint.tls.is_some());
     match lease {
         Lease::Http1(mut lease) => match lease.sender.try_send_request(request).await {
-            Ok(response) => Ok((response, SourceLease::Http1(lease), active)),
+            Ok(response) => Ok((response.map(UpstreamBody::Http1), SourceLease::Http1(lease), active)),
             Err(mut error) => {
                 let back = error.take_message().map(give_back);
                 Err((failure(error.error(), back.is_some()), back))
             }
         },
-        Lease::Http2(mut lease) => match lease.sender.try_send_request(request).await {
-            Ok(response) => Ok((response, SourceLease::Http2(lease), active)),
-            Err(mut error) => {
-                let back = error.take_message().map(give_back);
-                Err((failure(error.error(), back.is_some()), back))
+        Lease::Http2(lease) => match multiplex::exchange(&lease, request).await {
+            Ok(response) => Ok((response.map(UpstreamBody::Http2), SourceLease::Http2(lease), active)),
+            Err(failed) => {
+                let failure = Failure::Reset {
+                    unsent: failed.back.is_some(),
+                    refused: failed.refused(),
+                };
+                Err((failure, failed.back.map(give_back)))
             }
         },
     }
@@ -397,11 +417,7 @@ fn failure(error: &hyper::Error, unsent: bool) -> Failure {
     if error.is_parse() || error.is_parse_too_large() {
         return Failure::Protocol;
     }
-    let h2 = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
-    Failure::Reset {
-        unsent,
-        refused: h2.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM),
-    }
+    Failure::Reset { unsent, refused: false }
 }
 
 /// A connection to an endpoint, idle or new.
@@ -413,10 +429,15 @@ pub(crate) async fn acquire(
     h2: bool,
     switch: bool,
 ) -> Result<Lease, ConnectError> {
+    let mut opener = None;
     if h2 {
-        if let Some(lease) = endpoint.pool.take_http2() {
-            return Ok(Lease::Http2(lease));
-        }
+        opener = loop {
+            match endpoint.pool.want_http2() {
+                Wanted::Lease(lease) => return Ok(Lease::Http2(lease)),
+                Wanted::Wait(opening) => opening.wait().await?,
+                Wanted::Open(opener) => break Some(opener),
+            }
+        };
     } else if !switch {
         while let Some(mut lease) = endpoint.pool.take_http1() {
             // Ready at once, or about to learn that the peer has closed.
@@ -425,15 +446,32 @@ pub(crate) async fn acquire(
             }
         }
     }
+    // Boxed, since it is large and rare: every request's future would have to have room for a handshake.
+    let made = Box::pin(open(worker, cluster, endpoint, istio_alpn, h2)).await;
+    if let Some(opener) = opener {
+        opener.0.finish(made.as_ref().err().cloned());
+    }
+    made
+}
+
+async fn open(
+    worker: &Rc<Worker>,
+    cluster: &Rc<ClusterState>,
+    endpoint: &Rc<Endpoint>,
+    istio_alpn: bool,
+    h2: bool,
+) -> Result<Lease, ConnectError> {
     let tls = endpoint.tls.as_deref();
     let alpn = alpn(istio_alpn, cluster, tls.map_or(&[][..], |t| &t.alpn[..]), h2);
     let stream = connect::open(worker, &cluster.model, endpoint.address, tls, &alpn).await?;
     endpoint.note_principal(&stream);
-    let failed = |e: hyper::Error| ConnectError::Tcp(format!("delayed connect error: {e}"));
+    let failed = |e: String| ConnectError::Tcp(format!("delayed connect error: {e}"));
     if h2 {
-        Ok(Lease::Http2(endpoint.pool.start_http2(stream).await.map_err(failed)?))
+        let lease = endpoint.pool.start_http2(stream).await;
+        Ok(Lease::Http2(lease.map_err(|e| failed(e.to_string()))?))
     } else {
-        Ok(Lease::Http1(Pool::start_http1(stream).await.map_err(failed)?))
+        let lease = Pool::start_http1(stream).await;
+        Ok(Lease::Http1(lease.map_err(|e| failed(e.to_string()))?))
     }
 }
 
@@ -484,29 +522,36 @@ fn respond(
     exchange: &mut Exchange,
     manager: &HttpManager,
     route: &Route,
-    response: Response<Incoming>,
-    lease: SourceLease,
+    response: Response<UpstreamBody>,
+    (lease, limits): (SourceLease, Option<Box<Limits>>),
     active: ActiveGuard,
     endpoint: Rc<Endpoint>,
     mut account: Box<Account>,
 ) -> Response<ResponseBody> {
+    account.upstream_local(lease.local());
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     let direction = account.direction();
-    crate::telemetry::exchange::incoming_response(
-        &exchange.downstream.worker,
-        direction,
-        &mut head.headers,
-        &mut account,
-    );
-    headers::strip_hop_by_hop(&mut head.headers, switched);
+    if headers::has_passing(&head.headers) {
+        crate::telemetry::exchange::incoming_response(
+            &exchange.downstream.worker,
+            direction,
+            &mut head.headers,
+            &mut account,
+        );
+        headers::strip_hop_by_hop(&mut head.headers, switched);
+    }
+    crate::telemetry::exchange::outgoing_response(&exchange.downstream.worker, direction, &mut head.headers, &account);
     let fields = &mut head.headers;
     fields.insert(headers::SERVICE_TIME, HeaderValue::from(account.upstream_millis()));
     if !manager.server_name.is_empty()
         && let Ok(server) = HeaderValue::from_str(&manager.server_name)
     {
         fields.insert(header::SERVER, server);
+    }
+    if exchange.downstream.tls.is_some_and(|t| t.h2 == Some(true)) {
+        multiplex::mark_changing(fields);
     }
     change(fields, &route.response_headers);
     account.response_head(&head);
@@ -527,6 +572,7 @@ fn respond(
         active,
         lease,
         endpoint,
+        limits,
     });
     Response::from_parts(head, ResponseBody::upstream(body, source, account))
 }

@@ -109,6 +109,30 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
         .filter(|t| !t.is_empty())
 }
 
+/// Fields that belong to one hop or to the proxies. Most messages have none of them, and a search by name costs a hash of the
+/// name, so one pass over the message's own few names finds out what there is to remove.
+fn is_passing(name: &HeaderName) -> bool {
+    match name.as_str().as_bytes() {
+        name @ [b't', _] => name == b"te",
+        name @ [b'e', _, _, _, _, _] => name == b"expect",
+        name @ [b'u', _, _, _, _, _, _] => name == b"upgrade",
+        name @ [b'c' | b'k', _, _, _, _, _, _, _, _, _] => name == b"connection" || name == b"keep-alive",
+        name @ [b'p', b'r', b'o', b'x', b'y', ..] => name == b"proxy-connection",
+        name @ [b't', b'r', b'a', b'n', ..] => name == b"transfer-encoding",
+        name @ [b'x', b'-', b'e', b'n', b'v', b'o', b'y', b'-', b'd' | b'p', ..] => {
+            name == DECORATOR.as_str().as_bytes()
+                || name == PEER_METADATA.as_str().as_bytes()
+                || name == PEER_METADATA_ID.as_str().as_bytes()
+        }
+        _ => false,
+    }
+}
+
+/// Whether [`strip_hop_by_hop`] and the like would find anything.
+pub fn has_passing(headers: &HeaderMap) -> bool {
+    headers.keys().any(is_passing)
+}
+
 /// Removes what belongs to one hop (RFC 9110 section 7.6.1). With `upgrade` the two fields of the handshake stay.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     if headers.contains_key(header::CONNECTION) {
@@ -290,6 +314,41 @@ mod tests {
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["authorization", "x-forwarded-client-cert"]);
+    }
+
+    #[test]
+    fn one_pass_finds_whatever_would_be_removed() {
+        let names = [
+            "connection",
+            "keep-alive",
+            "proxy-connection",
+            "transfer-encoding",
+            "upgrade",
+            "te",
+            "expect",
+            "x-envoy-decorator-operation",
+            "x-envoy-peer-metadata",
+            "x-envoy-peer-metadata-id",
+        ];
+        for name in names {
+            let mut headers = HeaderMap::new();
+            headers.insert("accept", "*/*".parse().unwrap());
+            headers.insert(HeaderName::from_static(name), "x".parse().unwrap());
+            assert!(has_passing(&headers), "{name}");
+        }
+        let mut headers = HeaderMap::new();
+        for name in [
+            "tx",
+            "x-envoy-upstream-service-time",
+            "user-agent",
+            "trailer",
+            "cookie-jars",
+            "host",
+            "proxy-authenticate",
+        ] {
+            headers.insert(HeaderName::from_static(name), "x".parse().unwrap());
+        }
+        assert!(!has_passing(&headers));
     }
 
     #[test]

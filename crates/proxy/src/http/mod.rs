@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::connection::Downstream;
 use crate::stream::Stream;
+use crate::upstream::multiplex;
 use crate::worker::LocalExec;
 
 /// Largest head of a request (Envoy's 60 KiB).
@@ -42,8 +43,8 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
             http2::Builder::new(LocalExec)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(tuning.max_streams)
-                .initial_stream_window_size(1 << 20)
-                .initial_connection_window_size(4 << 20)
+                .initial_stream_window_size(multiplex::STREAM_WINDOW)
+                .initial_connection_window_size(multiplex::CONNECTION_WINDOW)
                 .max_frame_size(64 * 1024)
                 .max_send_buf_size(1 << 20)
                 .max_header_list_size(MAX_HEAD as u32)

@@ -114,11 +114,14 @@ pub async fn handle(
         let reply = bad_request("http1.content_length_and_chunked_not_allowed");
         return Ok(closing(reply::respond(reply, false, &manager.server_name, account)));
     }
-    let body = RequestBody::new(body, progress);
+    let body = RequestBody::new(body, on_the_wire == Version::HTTP_2, progress);
     let mut response = steps(&mut exchange, manager, body, account).await;
     ext_authz::apply(response.headers_mut(), &exchange.to_client);
     if exchange.close && on_the_wire < Version::HTTP_2 {
         response = closing(response);
+    }
+    if exchange.switching() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        exchange.downstream.tunnel.borrow_mut().take();
     }
     if let (StatusCode::SWITCHING_PROTOCOLS, Some(follower)) = (response.status(), follower) {
         follow(&follower).stop();
@@ -491,11 +494,16 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// Of an exchange whose path is in normal form.
     pub fn of(exchange: &'a Exchange) -> Self {
+        View::new(&exchange.parts, &exchange.authority, exchange.token.as_deref())
+    }
+
+    /// Of a head whose path is in normal form.
+    pub fn new(parts: &'a Parts, authority: &'a HeaderValue, token: Option<&'a jwt::Verified>) -> Self {
         View {
-            parts: &exchange.parts,
-            authority: exchange.authority.to_str().unwrap_or_default(),
-            path: exchange.parts.uri.path(),
-            claims: exchange.token.as_ref().map(|token| &token.claims),
+            parts,
+            authority: authority.to_str().unwrap_or_default(),
+            path: parts.uri.path(),
+            claims: token.map(|token| &token.claims),
         }
     }
 }

@@ -1,24 +1,58 @@
 //! Protocol switches (WebSocket): after both sides have agreed with 101, bytes flow both ways untouched.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
-use http::Response;
 use http::response::Parts;
-use hyper::body::Incoming;
+use http::{HeaderValue, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use mantlet_model::authz::Verdict;
 use tokio::io::copy_bidirectional_with_sizes;
 
-use super::body::{ResponseBody, SourceLease};
-use super::request::Exchange;
+use super::body::{ResponseBody, SourceLease, UpstreamBody};
+use super::jwt::Verified;
+use super::request::{Exchange, View};
+use crate::config::Chain;
+use crate::connection::Downstream;
 use crate::telemetry::record::Account;
 use crate::upstream::ActiveGuard;
+
+/// Keeps what decides about a request that wants a tunnel, as it was before the upstream's rewriting: the tunnel must not
+/// outlive its permission.
+pub fn remember(exchange: &Exchange) {
+    let asked = Asked {
+        head: super::forward::clone_head(&exchange.parts),
+        authority: exchange.authority.clone(),
+        remote: exchange.remote,
+        token: exchange.token.clone(),
+    };
+    *exchange.downstream.tunnel.borrow_mut() = Some(Box::new(asked));
+}
+
+/// A request whose connection has become a tunnel, or is about to.
+pub struct Asked {
+    head: http::request::Parts,
+    authority: HeaderValue,
+    remote: IpAddr,
+    token: Option<Rc<Verified>>,
+}
+
+impl Asked {
+    /// Whether the policies of a chain would refuse it now.
+    pub fn denied(&self, downstream: &Downstream, chain: &Chain) -> bool {
+        let mut connection = crate::tcp::authz_view(downstream);
+        connection.remote = self.remote;
+        let view = View::new(&self.head, &self.authority, self.token.as_deref());
+        chain.has_authz && chain.engine.decide(&connection, Some(&view)).verdict == Verdict::Denied
+    }
+}
 
 /// Passes the 101 on and starts the tunnel, which ends with its connection.
 pub fn tunnel(
     exchange: &mut Exchange,
     mut head: Parts,
-    body: Incoming,
+    body: UpstreamBody,
     active: ActiveGuard,
     lease: SourceLease,
     mut account: Box<Account>,

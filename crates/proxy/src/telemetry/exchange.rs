@@ -63,17 +63,25 @@ impl PeerLabels {
 #[derive(Default)]
 pub struct PeerCache {
     by_header: HashMap<Vec<u8>, Rc<PeerLabels>>,
+    /// The last one that was asked for: consecutive requests often come from one peer.
+    last: Option<(HeaderValue, Rc<PeerLabels>)>,
     next: u32,
 }
 
 impl PeerCache {
     /// The peer behind a header value; unknown when it cannot be read.
     pub fn get(&mut self, header: &HeaderValue) -> Option<Rc<PeerLabels>> {
+        if let Some((last, found)) = &self.last
+            && last == header
+        {
+            return Some(found.clone());
+        }
         let bytes = header.as_bytes();
         if bytes.len() > MAX_HEADER {
             return None;
         }
         if let Some(found) = self.by_header.get(bytes) {
+            self.last = Some((header.clone(), found.clone()));
             return Some(found.clone());
         }
         let mut labels = decode(bytes)?;
@@ -166,10 +174,9 @@ pub fn incoming_request(worker: &Worker, manager: &HttpManager, headers: &mut He
     worker.telemetry.peers.borrow_mut().get(&header)
 }
 
-/// Sets the headers of a request that leaves for the mesh (outbound); inbound requests go to the app without.
+/// Sets the headers of a request that leaves for the mesh (outbound); inbound requests go to the app without. What the sender
+/// put there has been removed.
 pub fn outgoing(worker: &Worker, manager: &HttpManager, direction: Direction, headers: &mut HeaderMap) {
-    headers.remove(PEER_METADATA);
-    headers.remove(PEER_METADATA_ID);
     if direction == Direction::Inbound || manager.telemetry.is_none() {
         return;
     }
@@ -179,24 +186,25 @@ pub fn outgoing(worker: &Worker, manager: &HttpManager, direction: Direction, he
     }
 }
 
-/// The response direction: an outbound proxy reads and removes, an inbound one adds its own if it was asked.
+/// The response direction: what the upstream put there is removed; an outbound proxy reads it.
 pub fn incoming_response(worker: &Worker, direction: Direction, headers: &mut HeaderMap, account: &mut Account) {
     headers.remove(PEER_METADATA_ID);
     let header = headers.remove(PEER_METADATA);
-    match direction {
-        Direction::Outbound => {
-            if let Some(header) = header {
-                account.upstream_peer = worker.telemetry.peers.borrow_mut().get(&header);
-            }
-        }
-        Direction::Inbound => {
-            if account.downstream_peer.is_some()
-                && let Some((metadata, id)) = &worker.shared.telemetry.local_metadata
-            {
-                headers.insert(PEER_METADATA, metadata.clone());
-                headers.insert(PEER_METADATA_ID, id.clone());
-            }
-        }
+    if direction == Direction::Outbound
+        && let Some(header) = header
+    {
+        account.upstream_peer = worker.telemetry.peers.borrow_mut().get(&header);
+    }
+}
+
+/// An inbound proxy adds its own metadata to a response if it was told the client's.
+pub fn outgoing_response(worker: &Worker, direction: Direction, headers: &mut HeaderMap, account: &Account) {
+    if direction == Direction::Inbound
+        && account.downstream_peer.is_some()
+        && let Some((metadata, id)) = &worker.shared.telemetry.local_metadata
+    {
+        headers.insert(PEER_METADATA, metadata.clone());
+        headers.insert(PEER_METADATA_ID, id.clone());
     }
 }
 

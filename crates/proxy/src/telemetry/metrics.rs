@@ -1,8 +1,8 @@
 //! Istio's metric families, and the table by which a worker finds the handles of a series without building labels.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
+use foldhash::HashMap;
 use mantlet_runtime::metrics::ISTIO_BUCKETS;
 use mantlet_runtime::{Counter, CounterFamily, Histogram, HistogramFamily, Registry};
 
@@ -209,12 +209,20 @@ pub struct SeriesKey {
 #[derive(Default)]
 pub struct SeriesTable {
     http: HashMap<SeriesKey, Rc<HttpSeries>>,
+    /// The last one that was asked for.
+    last: Option<(SeriesKey, Rc<HttpSeries>)>,
 }
 
 impl SeriesTable {
     /// The handles of a series, made on first use.
     pub fn http(&mut self, key: SeriesKey, make: impl FnOnce() -> Rc<HttpSeries>) -> Rc<HttpSeries> {
+        if let Some((last, found)) = &self.last
+            && *last == key
+        {
+            return found.clone();
+        }
         if let Some(found) = self.http.get(&key) {
+            self.last = Some((key, found.clone()));
             return found.clone();
         }
         // Endpoints and peers come and go; starting over is simple and the counts stay in the registry.

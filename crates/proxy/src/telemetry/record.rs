@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use mantlet_model::authz::{Decision, Verdict};
 use mantlet_model::http::Reporter;
 use mantlet_model::listener::AccessLog;
@@ -25,6 +26,8 @@ use crate::http::headers;
 use crate::http::request::Exchange;
 use crate::upstream::{ClusterState, Endpoint};
 use crate::worker::Worker;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Account of one request.
 pub struct Account {
@@ -107,6 +110,7 @@ struct LogFields {
     request: Option<HeaderMap>,
     response: Option<HeaderMap>,
     metadata: Vec<Metadata>,
+    upstream_local: Option<SocketAddr>,
 }
 
 /// Whether a log is written in Istio's default format.
@@ -252,6 +256,13 @@ impl Account {
         self.endpoint = Some(endpoint.clone());
     }
 
+    /// This proxy's address towards the upstream.
+    pub fn upstream_local(&mut self, local: Option<SocketAddr>) {
+        if let Some(log) = &mut self.log {
+            log.upstream_local = local;
+        }
+    }
+
     /// Milliseconds since the first attempt began.
     pub fn upstream_millis(&mut self) -> u64 {
         let since = self.first_attempt.unwrap_or(self.started);
@@ -273,7 +284,7 @@ impl Account {
 
     /// `grpc-status` of trailers (or of a trailers-only head).
     pub fn grpc_trailers(&mut self, trailers: &HeaderMap) {
-        if let Some(status) = trailers.get("grpc-status").and_then(|v| v.to_str().ok()) {
+        if let Some(status) = trailers.get(&GRPC_STATUS).and_then(|v| v.to_str().ok()) {
             // Bounded: the value becomes a label.
             self.grpc_status = status.parse::<u8>().ok().map(|n| n.to_string().into());
         }
@@ -384,6 +395,7 @@ impl Account {
             .as_ref()
             .map(|e| e.address.to_string())
             .unwrap_or_default();
+        let upstream_local = log.upstream_local.map(|a| a.to_string()).unwrap_or_default();
         let downstream_local = self.downstream.facts.destination.to_string();
         let downstream_remote = self.downstream.facts.source.to_string();
         let line = Line {
@@ -405,6 +417,7 @@ impl Account {
             authority: text(&log.authority),
             upstream_host: &upstream_host,
             cluster: &log.cluster,
+            upstream_local: &upstream_local,
             downstream_local: &downstream_local,
             downstream_remote: &downstream_remote,
             sni: self.downstream.facts.sni.as_deref().unwrap_or_default(),

@@ -18,7 +18,7 @@ use crate::worker::Worker;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no connection. The text is Envoy's transport failure reason.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No answer in time.
     #[error("connection timeout")]

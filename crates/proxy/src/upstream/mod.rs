@@ -6,6 +6,7 @@
 
 pub mod balance;
 pub mod connect;
+pub mod multiplex;
 pub mod pool;
 
 use std::cell::{Cell, RefCell};

@@ -4,24 +4,22 @@
 //! connections are shared. Each connection is driven by a task of this worker.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 
+pub use super::multiplex::Http2Lease;
+use super::multiplex::{Opener, Opening, Shared};
 use crate::http::body::RequestBody;
 use crate::stream::Stream;
-use crate::worker::LocalExec;
 
 /// Most idle HTTP/1.1 connections kept per endpoint and worker.
 const MAX_IDLE: usize = 512;
 /// How long an unused connection is kept.
 const IDLE_TIME: Duration = Duration::from_secs(300);
-/// Requests at once on one HTTP/2 connection before another is opened.
-const MAX_STREAMS: u32 = 90;
-/// Largest HTTP/2 frame that is accepted: four TLS records instead of one, for bulk data.
-const MAX_FRAME: u32 = 64 * 1024;
 /// Largest head of a response.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -39,40 +37,33 @@ pub struct Http1Lease {
     pub sender: http1::SendRequest<RequestBody>,
     /// Whether it has carried a request before: its death may only mean that the peer got tired of it.
     pub reused: bool,
-}
-
-/// One stream of an HTTP/2 connection.
-pub struct Http2Lease {
-    /// The sending half.
-    pub sender: http2::SendRequest<RequestBody>,
-    /// Whether the connection existed before.
-    pub reused: bool,
-    streams: Rc<Cell<u32>>,
-}
-
-impl Drop for Http2Lease {
-    fn drop(&mut self) {
-        self.streams.set(self.streams.get().saturating_sub(1));
-    }
+    /// This end's address.
+    pub local: Option<SocketAddr>,
 }
 
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     since: Instant,
-}
-
-struct Shared {
-    sender: http2::SendRequest<RequestBody>,
-    streams: Rc<Cell<u32>>,
-    since: Cell<Instant>,
+    local: Option<SocketAddr>,
 }
 
 /// The connections.
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
-    shared: RefCell<Vec<Shared>>,
+    shared: RefCell<Vec<Rc<Shared>>>,
+    opening: RefCell<Option<Rc<Opening>>>,
     closed: Cell<bool>,
+}
+
+/// What a request for an HTTP/2 connection has to do.
+pub enum Wanted {
+    /// Nothing: here it is.
+    Lease(Http2Lease),
+    /// Wait for another request that opens one.
+    Wait(Rc<Opening>),
+    /// Open one; others wait.
+    Open(Opener),
 }
 
 impl Pool {
@@ -84,23 +75,27 @@ impl Pool {
                 return Some(Http1Lease {
                     sender: idle.sender,
                     reused: true,
+                    local: idle.local,
                 });
             }
         }
     }
 
-    /// A shared HTTP/2 connection with room.
-    pub fn take_http2(&self) -> Option<Http2Lease> {
+    /// A shared HTTP/2 connection with room, or what to do to get one. Requests that come while one is being opened wait for
+    /// it, instead of opening one each.
+    pub fn want_http2(&self) -> Wanted {
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|s| !s.sender.is_closed());
-        let found = shared.iter().find(|s| s.streams.get() < MAX_STREAMS)?;
-        found.streams.set(found.streams.get() + 1);
-        found.since.set(Instant::now());
-        Some(Http2Lease {
-            sender: found.sender.clone(),
-            reused: true,
-            streams: found.streams.clone(),
-        })
+        if let Some(found) = shared.iter().find(|s| s.has_room()) {
+            return Wanted::Lease(found.lease());
+        }
+        shared.retain(|s| !s.is_closed());
+        let mut opening = self.opening.borrow_mut();
+        if let Some(other) = opening.as_ref().filter(|o| !o.is_done()) {
+            return Wanted::Wait(other.clone());
+        }
+        let mine = Rc::new(Opening::default());
+        *opening = Some(mine.clone());
+        Wanted::Open(Opener(mine))
     }
 
     /// Takes an HTTP/1.1 connection back after a complete exchange.
@@ -110,6 +105,7 @@ impl Pool {
             idle.push(Idle {
                 sender: lease.sender,
                 since: Instant::now(),
+                local: lease.local,
             });
         }
     }
@@ -119,6 +115,7 @@ impl Pool {
     /// # Errors
     /// hyper's.
     pub async fn start_http1(stream: Stream) -> hyper::Result<Http1Lease> {
+        let local = stream.local_address();
         let (sender, connection) = http1::Builder::new()
             .max_headers(100)
             .max_buf_size(MAX_HEAD)
@@ -131,41 +128,24 @@ impl Pool {
                 tracing::debug!(target: "upstream", "HTTP/1.1 connection ended: {error}");
             }
         });
-        Ok(Http1Lease { sender, reused: false })
+        Ok(Http1Lease {
+            sender,
+            reused: false,
+            local,
+        })
     }
 
     /// Speaks HTTP/2 on a new connection, which others may share from now on.
     ///
     /// # Errors
-    /// hyper's.
-    pub async fn start_http2(&self, stream: Stream) -> hyper::Result<Http2Lease> {
-        let (sender, connection) = http2::Builder::new(LocalExec)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            .max_frame_size(MAX_FRAME)
-            .max_send_buf_size(1 << 20)
-            .max_header_list_size(MAX_HEAD as u32)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(target: "upstream", "HTTP/2 connection ended: {error}");
-            }
-        });
-        let streams = Rc::new(Cell::new(1));
+    /// h2's.
+    pub async fn start_http2(&self, stream: Stream) -> Result<Http2Lease, h2::Error> {
+        let shared = Shared::start(stream).await?;
+        let lease = shared.lease();
         if !self.closed.get() {
-            self.shared.borrow_mut().push(Shared {
-                sender: sender.clone(),
-                streams: streams.clone(),
-                since: Cell::new(Instant::now()),
-            });
+            self.shared.borrow_mut().push(shared);
         }
-        Ok(Http2Lease {
-            sender,
-            reused: false,
-            streams,
-        })
+        Ok(lease)
     }
 
     /// Lets go of every unused connection and keeps none from now on.
@@ -182,7 +162,8 @@ impl Pool {
             .borrow_mut()
             .retain(|i| !i.sender.is_closed() && now.duration_since(i.since) < IDLE_TIME);
         self.shared.borrow_mut().retain(|s| {
-            !s.sender.is_closed() && (s.streams.get() > 0 || now.duration_since(s.since.get()) < IDLE_TIME)
+            let (streams, since) = s.usage();
+            !s.is_closed() && (streams > 0 || now.duration_since(since) < IDLE_TIME)
         });
     }
 

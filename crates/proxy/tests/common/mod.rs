@@ -450,9 +450,14 @@ pub struct Mesh {
 
 impl Mesh {
     pub async fn new(app: SocketAddr, port: Port, mode: Mode) -> Mesh {
+        Mesh::with_workers(app, port, mode, 2).await
+    }
+
+    /// With so many workers in each proxy.
+    pub async fn with_workers(app: SocketAddr, port: Port, mode: Mode, workers: usize) -> Mesh {
         let ca = TestCa::new("cluster.local");
-        let client = Proxy::start("sleep", 2);
-        let server = Proxy::start("web", 2);
+        let client = Proxy::start("sleep", workers);
+        let server = Proxy::start("web", workers);
         client.identity(&ca, "sleep");
         server.identity(&ca, "web");
         let inbound = Inbound {
