@@ -22,6 +22,7 @@ use tokio_rustls::StartHandshake;
 use crate::config::{Chain, CompiledListener, Config};
 use crate::sniff::{self, Inspect, Kind};
 use crate::stream::{ReadAhead, Stream};
+use crate::telemetry::exchange::PeerLabels;
 use crate::telemetry::record::ConnectionRecord;
 use crate::worker::{Control, Phase, Worker};
 use crate::{http, tcp};
@@ -91,9 +92,21 @@ pub struct Downstream {
     pub admitted: Cell<bool>,
     /// External authorizers that let a TCP connection in.
     pub asked: RefCell<Vec<ExtAuthz>>,
+    /// Whether the peer is a Mantlet proxy that puts the requests of many clients on this connection, and has been told who
+    /// this workload is.
+    pub shared_by: RefCell<Option<Shared>>,
     /// The request that has made the connection a tunnel, or may.
     pub tunnel: RefCell<Option<Box<http::upgrade::Asked>>>,
     chosen: RefCell<Option<Rc<Chosen>>>,
+}
+
+/// What the two proxies of a shared connection have said about themselves: once, not with every request.
+#[derive(Default)]
+pub struct Shared {
+    /// The workload behind the peer.
+    pub peer: Option<Rc<PeerLabels>>,
+    /// Whether a response has carried this workload's metadata.
+    pub told: bool,
 }
 
 /// What the handshake agreed on.
@@ -290,6 +303,7 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
         control: Control::default(),
         admitted: Cell::new(false),
         asked: RefCell::default(),
+        shared_by: RefCell::default(),
         tunnel: RefCell::default(),
         chosen: RefCell::new(Some(Rc::new(Chosen {
             config,

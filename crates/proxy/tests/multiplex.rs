@@ -222,6 +222,22 @@ fn accepted(mesh: &Mesh) -> u64 {
     mesh.server.shared.accepted.load(Ordering::Relaxed)
 }
 
+/// Returns once the client's proxy has counted so many requests with these response flags.
+async fn counted(mesh: &Mesh, flags: &str, requests: usize) {
+    let (flags, requests) = (format!("response_flags=\"{flags}\""), format!(" {requests}"));
+    within(&flags, async {
+        while !mesh
+            .client
+            .metrics()
+            .lines()
+            .any(|l| l.starts_with("istio_requests_total") && l.contains(&flags) && l.ends_with(&requests))
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn clients_share_one_connection_and_keep_their_version() {
     let mut app = App::start().await;
@@ -453,17 +469,7 @@ async fn a_server_that_dies_in_the_middle_is_503_uc() {
         let head = client.head().await;
         assert!(head.starts_with("HTTP/1.1 503"), "{head}");
     }
-    within("the metric", async {
-        loop {
-            let metrics = mesh.client.metrics();
-            let line = metrics.lines().find(|l| l.starts_with("istio_requests_total"));
-            if line.is_some_and(|l| l.contains("response_flags=\"UC\"") && l.ends_with(" 3")) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    counted(&mesh, "UC", 3).await;
 }
 
 #[tokio::test]
@@ -644,7 +650,6 @@ async fn an_answer_that_takes_too_long_is_cut() {
         let mut all = Vec::new();
         let _ = within("the cut", client.0.read_to_end(&mut all)).await;
         assert_eq!(all, b"9\r\ndata: 1\n\n\r\n", "whole: {whole}");
-        let flag = if whole { "\"UT\"" } else { "\"SI\"" };
-        assert!(mesh.client.metrics().contains(flag), "{flag}");
+        counted(&mesh, if whole { "UT" } else { "SI" }, 1).await;
     }
 }

@@ -13,6 +13,7 @@ use http::uri::{Authority, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version};
 use mantlet_model::cluster::UpstreamProtocol;
 use mantlet_model::http::HttpManager;
+use mantlet_model::names::Direction;
 use mantlet_model::route::{Forward, HeaderChange, Retry, Route, VirtualHost};
 use tokio::time::{Instant, timeout_at};
 
@@ -77,7 +78,7 @@ pub async fn forward(
     if switch {
         upgrade::remember(exchange);
     }
-    prepare(exchange, host, route, to, manager, switch);
+    prepare(exchange, host, route, to, switch);
     let grpc = exchange.grpc;
     let server = manager.server_name.clone();
 
@@ -271,14 +272,7 @@ fn pick(clusters: &[(String, u32)]) -> &str {
 }
 
 /// Rewrites the head for the upstream.
-fn prepare(
-    exchange: &mut Exchange,
-    host: &VirtualHost,
-    route: &Route,
-    to: &Forward,
-    manager: &HttpManager,
-    switch: bool,
-) {
+fn prepare(exchange: &mut Exchange, host: &VirtualHost, route: &Route, to: &Forward, switch: bool) {
     let parts = &mut exchange.parts;
     if headers::has_passing(&parts.headers) {
         headers::strip_hop_by_hop(&mut parts.headers, switch);
@@ -288,12 +282,6 @@ fn prepare(
         parts.headers.remove(headers::PEER_METADATA);
         parts.headers.remove(headers::PEER_METADATA_ID);
     }
-    crate::telemetry::exchange::outgoing(
-        &exchange.downstream.worker,
-        manager,
-        exchange.chosen.listener.model.direction,
-        &mut parts.headers,
-    );
     if host.attempt_count {
         parts
             .headers
@@ -373,11 +361,6 @@ async fn send(
     // Many HTTP/1.1 requests on few connections cost both proxies less than one connection each.
     let shared = !native && manager.istio_alpn && endpoint.tls.is_some() && endpoint.mantlet.get();
     let h2 = !switch && (native || shared);
-    if h2 && shared {
-        request
-            .headers_mut()
-            .insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
-    }
     let worker = &exchange.downstream.worker;
     let lease = match acquire(worker, cluster, endpoint, manager.istio_alpn, h2, switch).await {
         Ok(lease) => lease,
@@ -386,6 +369,16 @@ async fn send(
             return Err((Failure::Connect(error), Some((head, Some(body)))));
         }
     };
+    if h2 && shared {
+        request
+            .headers_mut()
+            .insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
+    }
+    // Of a shared connection the first request says who we are, for all.
+    if !(shared && matches!(&lease, Lease::Http2(lease) if lease.introduced())) {
+        let direction = exchange.chosen.listener.model.direction;
+        crate::telemetry::exchange::outgoing(worker, manager, direction, request.headers_mut());
+    }
     target(&mut request, &exchange.authority, h2, endpoint.tls.is_some());
     match lease {
         Lease::Http1(mut lease) => match lease.sender.try_send_request(request).await {
@@ -542,9 +535,18 @@ fn respond(
         );
         headers::strip_hop_by_hop(&mut head.headers, switched);
     }
-    crate::telemetry::exchange::outgoing_response(&exchange.downstream.worker, direction, &mut head.headers, &account);
+    if let SourceLease::Http2(lease) = &lease
+        && direction == Direction::Outbound
+    {
+        account.upstream_peer = lease.peer(account.upstream_peer.take());
+    }
+    crate::telemetry::exchange::outgoing_response(&exchange.downstream, direction, &mut head.headers, &account);
     let fields = &mut head.headers;
-    fields.insert(headers::SERVICE_TIME, HeaderValue::from(account.upstream_millis()));
+    let millis = account.upstream_millis();
+    if exchange.downstream.shared_by.borrow().is_none() {
+        // The other proxy of a shared connection writes its own, over this one.
+        fields.insert(headers::SERVICE_TIME, HeaderValue::from(millis));
+    }
     if !manager.server_name.is_empty()
         && let Ok(server) = HeaderValue::from_str(&manager.server_name)
     {

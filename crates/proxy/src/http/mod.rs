@@ -27,6 +27,8 @@ use crate::worker::LocalExec;
 
 /// Largest head of a request (Envoy's 60 KiB).
 const MAX_HEAD: usize = 60 * 1024;
+/// What a client without a certificate may send on all streams of a connection before we have read it.
+const STRANGER_WINDOW: u32 = 4 << 20;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 100;
 
@@ -38,13 +40,19 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
     let followed = (!h2).then(|| follower.clone());
     let service = service_fn(move |request| request::handle(conn.clone(), followed.clone(), request));
     let result = if h2 {
+        // Other proxies of the mesh put many clients on one connection, and none of these may hold up the rest; strangers
+        // speak for themselves.
+        let window = match downstream.peer {
+            Some(_) => multiplex::CONNECTION_WINDOW,
+            None => STRANGER_WINDOW,
+        };
         let io = TokioIo::new(stream);
         let connection = pin!(
             http2::Builder::new(LocalExec)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(tuning.max_streams)
                 .initial_stream_window_size(multiplex::STREAM_WINDOW)
-                .initial_connection_window_size(multiplex::CONNECTION_WINDOW)
+                .initial_connection_window_size(window)
                 .max_frame_size(64 * 1024)
                 .max_send_buf_size(1 << 20)
                 .max_header_list_size(MAX_HEAD as u32)

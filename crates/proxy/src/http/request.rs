@@ -140,6 +140,7 @@ fn restore_version(downstream: &Downstream, parts: &mut Parts) {
     let marked = parts.headers.remove(headers::ORIGINAL_VERSION).is_some();
     if marked && parts.version == Version::HTTP_2 && downstream.peer.is_some() {
         parts.version = Version::HTTP_11;
+        downstream.shared_by.borrow_mut().get_or_insert_default();
     }
 }
 

@@ -12,6 +12,7 @@ use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 
+use crate::connection::Downstream;
 use crate::http::headers::{PEER_METADATA, PEER_METADATA_ID};
 use crate::telemetry::record::Account;
 use crate::worker::Worker;
@@ -164,14 +165,26 @@ fn decode(header: &[u8]) -> Option<PeerLabels> {
     Some(out)
 }
 
-/// Reads and removes the headers of a request, before anyone else sees it (inbound).
-pub fn incoming_request(worker: &Worker, manager: &HttpManager, headers: &mut HeaderMap) -> Option<Rc<PeerLabels>> {
+/// Reads and removes the headers of a request, before anyone else sees it (inbound). On a connection that another Mantlet proxy
+/// shares among its requests, the first one speaks for all: they come from one workload.
+pub fn incoming_request(
+    downstream: &Downstream,
+    manager: &HttpManager,
+    headers: &mut HeaderMap,
+) -> Option<Rc<PeerLabels>> {
     if manager.telemetry != Some(Reporter::Destination) {
         return None;
     }
+    let mut shared = downstream.shared_by.borrow_mut();
+    let Some(header) = headers.remove(PEER_METADATA) else {
+        return shared.as_ref().and_then(|s| s.peer.clone());
+    };
     headers.remove(PEER_METADATA_ID);
-    let header = headers.remove(PEER_METADATA)?;
-    worker.telemetry.peers.borrow_mut().get(&header)
+    let peer = downstream.worker.telemetry.peers.borrow_mut().get(&header);
+    if let Some(shared) = &mut *shared {
+        shared.peer.clone_from(&peer);
+    }
+    peer
 }
 
 /// Sets the headers of a request that leaves for the mesh (outbound); inbound requests go to the app without. What the sender
@@ -198,11 +211,16 @@ pub fn incoming_response(worker: &Worker, direction: Direction, headers: &mut He
 }
 
 /// An inbound proxy adds its own metadata to a response if it was told the client's.
-pub fn outgoing_response(worker: &Worker, direction: Direction, headers: &mut HeaderMap, account: &Account) {
-    if direction == Direction::Inbound
-        && account.downstream_peer.is_some()
-        && let Some((metadata, id)) = &worker.shared.telemetry.local_metadata
-    {
+/// On a shared connection the first answer speaks for all.
+pub fn outgoing_response(downstream: &Downstream, direction: Direction, headers: &mut HeaderMap, account: &Account) {
+    if direction != Direction::Inbound || account.downstream_peer.is_none() {
+        return;
+    }
+    let told = match &mut *downstream.shared_by.borrow_mut() {
+        Some(shared) => std::mem::replace(&mut shared.told, true),
+        None => false,
+    };
+    if !told && let Some((metadata, id)) = &downstream.worker.shared.telemetry.local_metadata {
         headers.insert(PEER_METADATA, metadata.clone());
         headers.insert(PEER_METADATA_ID, id.clone());
     }

@@ -209,7 +209,7 @@ impl Account {
         let chosen = exchange.chosen.clone();
         if let Some(manager) = chosen.chain.http() {
             self.downstream_peer =
-                exchange::incoming_request(&exchange.downstream.worker, manager, &mut exchange.parts.headers);
+                exchange::incoming_request(&exchange.downstream, manager, &mut exchange.parts.headers);
         }
     }
 
@@ -304,7 +304,9 @@ impl Account {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        if !complete && self.flags & flags::UPSTREAM_CONNECTION_TERMINATION == 0 {
+        const OWN: u32 =
+            flags::UPSTREAM_CONNECTION_TERMINATION | flags::UPSTREAM_REQUEST_TIMEOUT | flags::STREAM_IDLE_TIMEOUT;
+        if !complete && self.flags & OWN == 0 {
             self.flags |= flags::DOWNSTREAM_CONNECTION_TERMINATION;
             if self.status == 0 {
                 self.details = Cow::Borrowed("downstream_remote_disconnect");

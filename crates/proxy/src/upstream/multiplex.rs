@@ -24,13 +24,14 @@ use super::connect::ConnectError;
 use crate::http::body::{BodyError, RequestBody};
 use crate::http::headers;
 use crate::stream::Stream;
+use crate::telemetry::exchange::PeerLabels;
 
 /// Requests at once on one connection before another is opened.
 const MAX_STREAMS: usize = 90;
 /// Largest frame that is accepted: four TLS records instead of one, for bulk data.
 const MAX_FRAME: u32 = 64 * 1024;
 /// What a peer may send on one stream before we have read it.
-pub const STREAM_WINDOW: u32 = 512 << 10;
+pub const STREAM_WINDOW: u32 = 256 << 10;
 /// What a peer may send on all streams of a connection: all of them may stall, and the next still has room.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_STREAMS as u32 + 1);
 /// What is buffered of one stream's request before its sender has to wait.
@@ -66,10 +67,16 @@ pub struct Shared {
     streams: Cell<usize>,
     /// Whether it takes no new request: the peer said so, or it has ended.
     closed: Cell<bool>,
+    /// Whether it has carried a request.
+    used: Cell<bool>,
+    /// Whether a request that was HTTP/1.1 has told the peer who this workload is.
+    introduced: Cell<bool>,
     /// Last use.
     since: Cell<Instant>,
     /// This end's address.
     local: Option<SocketAddr>,
+    /// The workload at the other end, from the first answer that said so.
+    peer: RefCell<Option<Rc<PeerLabels>>>,
 }
 
 impl Shared {
@@ -94,8 +101,11 @@ impl Shared {
             sender,
             streams: Cell::new(0),
             closed: Cell::new(false),
+            used: Cell::new(false),
+            introduced: Cell::new(false),
             since: Cell::new(Instant::now()),
             local,
+            peer: RefCell::default(),
         });
         // The task must not keep the connection alive: it ends when nobody can use it any more.
         let seen = Rc::downgrade(&shared);
@@ -127,7 +137,8 @@ impl Shared {
 
     /// A place for one request.
     pub fn lease(self: &Rc<Self>) -> Http2Lease {
-        let reused = self.streams.get() > 0 || self.since.get() != self.since.replace(Instant::now());
+        let reused = self.used.replace(true);
+        self.since.set(Instant::now());
         self.streams.set(self.streams.get() + 1);
         Http2Lease {
             shared: self.clone(),
@@ -144,6 +155,20 @@ pub struct Http2Lease {
 }
 
 impl Http2Lease {
+    /// Whether the peer has been told who this workload is; it counts as told from now on.
+    pub fn introduced(&self) -> bool {
+        self.shared.introduced.replace(true)
+    }
+
+    /// The workload at the other end: what this answer says, or an earlier one on the connection has said.
+    pub fn peer(&self, said: Option<Rc<PeerLabels>>) -> Option<Rc<PeerLabels>> {
+        let mut peer = self.shared.peer.borrow_mut();
+        if said.is_some() {
+            *peer = said;
+        }
+        peer.clone()
+    }
+
     /// This end's address.
     pub fn local(&self) -> Option<SocketAddr> {
         self.shared.local
