@@ -42,6 +42,19 @@ pub enum StoreError {
         /// The system's error.
         detail: String,
     },
+    /// The file system is full, or nearly; nothing was written.
+    #[error(
+        "store {path}: its file system has {free_mib} MiB free and {needed_mib} MiB are needed; nothing was written, \
+         free some space and try again"
+    )]
+    NoSpace {
+        /// The file.
+        path: String,
+        /// Free, MiB.
+        free_mib: u64,
+        /// Wanted, MiB.
+        needed_mib: u64,
+    },
     /// The revision asked for has been compacted away.
     #[error("revision {requested} is older than the compacted revision {oldest}")]
     Compacted {
@@ -72,6 +85,28 @@ pub enum StoreError {
     /// The writer is gone (shutdown or an earlier write error).
     #[error("the store has been closed: {0}")]
     Closed(String),
+}
+
+impl StoreError {
+    /// The same failure for another caller of the same batch.
+    fn again(&self) -> StoreError {
+        match self {
+            StoreError::NoSpace {
+                path,
+                free_mib,
+                needed_mib,
+            } => StoreError::NoSpace {
+                path: path.clone(),
+                free_mib: *free_mib,
+                needed_mib: *needed_mib,
+            },
+            StoreError::Io { path, detail } => StoreError::Io {
+                path: path.clone(),
+                detail: detail.clone(),
+            },
+            other => StoreError::Closed(other.to_string()),
+        }
+    }
 }
 
 /// One stored document.

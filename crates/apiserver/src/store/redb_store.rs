@@ -9,16 +9,19 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use bytes::Bytes;
 use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    TableDefinition,
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition,
 };
 use tokio::sync::{mpsc, oneshot};
 
+use self::handle::Handle;
 use super::hub::{Hub, Watcher};
 use super::{Entry, Event, Expect, Op, Snapshot, Store, StoreError, Txn};
+
+mod handle;
 
 const KV: TableDefinition<'static, &str, (u64, u64, &[u8])> = TableDefinition::new("kv");
 /// Key, new bytes, former bytes.
@@ -70,7 +73,7 @@ struct Request {
 
 /// A store in one redb file.
 pub struct RedbStore {
-    db: Arc<Database>,
+    db: Arc<Handle>,
     path: PathBuf,
     hub: Arc<Hub>,
     tx: Option<mpsc::Sender<Request>>,
@@ -86,16 +89,11 @@ impl RedbStore {
     pub fn open(path: &Path, options: &RedbOptions) -> Result<Self, StoreError> {
         let shown = path.display().to_string();
         let existed = path.metadata().map(|m| m.len() > 0).unwrap_or(false);
-        let mut builder = Database::builder();
-        builder.set_cache_size(options.cache_bytes);
-        let opened = if existed {
-            builder.open(path)
-        } else {
-            builder.create(path)
-        };
-        let db = opened.map_err(|e| open_error(&shown, e))?;
+        let started = Instant::now();
+        let handle = Handle::open(path, options.cache_bytes)?;
         let fail = |e: redb::Error| classify(&shown, e);
 
+        let db = handle.get()?;
         let mut txn = db.begin_write().map_err(|e| fail(e.into()))?;
         txn.set_durability(Durability::Immediate).map_err(|e| fail(e.into()))?;
         let revision;
@@ -132,8 +130,10 @@ impl RedbStore {
             })?;
         }
         txn.commit().map_err(|e| fail(e.into()))?;
+        drop(db);
+        tracing::info!(path = %shown, revision, took = ?started.elapsed(), "store checked and open");
 
-        let db = Arc::new(db);
+        let db = Arc::new(handle);
         let hub = Hub::new(revision, options.watch_buffer, options.max_watchers);
         let (tx, rx) = mpsc::channel(4096);
         let worker = Writer {
@@ -178,7 +178,8 @@ impl Drop for RedbStore {
 #[async_trait::async_trait]
 impl Store for RedbStore {
     fn get(&self, key: &str) -> Result<(Option<Entry>, u64), StoreError> {
-        let txn = self.db.begin_read().map_err(|e| self.fail(e))?;
+        let db = self.db.get()?;
+        let txn = db.begin_read().map_err(|e| self.fail(e))?;
         let meta = txn.open_table(META).map_err(|e| self.fail(e))?;
         let revision = meta
             .get(META_REVISION)
@@ -193,7 +194,8 @@ impl Store for RedbStore {
     }
 
     fn range(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<Snapshot, StoreError> {
-        let txn = self.db.begin_read().map_err(|e| self.fail(e))?;
+        let db = self.db.get()?;
+        let txn = db.begin_read().map_err(|e| self.fail(e))?;
         let meta = txn.open_table(META).map_err(|e| self.fail(e))?;
         let revision = meta
             .get(META_REVISION)
@@ -242,7 +244,8 @@ impl Store for RedbStore {
             });
         }
         // Everything up to `registered` is in the log (the writer publishes after it commits); the rest arrives live.
-        let txn = self.db.begin_read().map_err(|e| self.fail(e))?;
+        let db = self.db.get()?;
+        let txn = db.begin_read().map_err(|e| self.fail(e))?;
         let meta = txn.open_table(META).map_err(|e| self.fail(e))?;
         let compacted = meta
             .get(META_COMPACTED)
@@ -254,23 +257,9 @@ impl Store for RedbStore {
                 oldest: compacted,
             });
         }
-        let mut replay = VecDeque::new();
         if from < registered {
-            let log = txn.open_table(LOG).map_err(|e| self.fail(e))?;
-            for row in log.range(from + 1..=registered).map_err(|e| self.fail(e))? {
-                let (revision, change) = row.map_err(|e| self.fail(e))?;
-                let (key, value, prev) = change.value();
-                if key.starts_with(prefix) {
-                    replay.push_back(Arc::new(Event::new(
-                        revision.value(),
-                        key.to_owned(),
-                        value.map(Bytes::copy_from_slice),
-                        prev.map(Bytes::copy_from_slice),
-                    )));
-                }
-            }
+            watcher.replay = changes(&txn, from, registered, prefix).map_err(|e| self.fail(e))?;
         }
-        watcher.replay = replay;
         Ok(watcher)
     }
 
@@ -283,28 +272,31 @@ impl Store for RedbStore {
     }
 }
 
+/// The log's changes after `from` up to `to` of keys that start with `prefix`.
+fn changes(txn: &redb::ReadTransaction, from: u64, to: u64, prefix: &str) -> Result<VecDeque<Arc<Event>>, redb::Error> {
+    let log = txn.open_table(LOG)?;
+    let mut out = VecDeque::new();
+    for row in log.range(from + 1..=to)? {
+        let (revision, change) = row?;
+        let (key, value, prev) = change.value();
+        if key.starts_with(prefix) {
+            out.push_back(Arc::new(Event::new(
+                revision.value(),
+                key.to_owned(),
+                value.map(Bytes::copy_from_slice),
+                prev.map(Bytes::copy_from_slice),
+            )));
+        }
+    }
+    Ok(out)
+}
+
 fn entry_of(key: &str, (create_rev, mod_rev, value): (u64, u64, &[u8])) -> Entry {
     Entry {
         key: key.to_owned(),
         value: Bytes::copy_from_slice(value),
         create_rev,
         mod_rev,
-    }
-}
-
-fn open_error(path: &str, e: DatabaseError) -> StoreError {
-    let path = path.to_owned();
-    match e {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => StoreError::Locked { path },
-        DatabaseError::UpgradeRequired(v) => StoreError::Corrupt {
-            path,
-            detail: format!("its file format {v} is not readable by this program"),
-        },
-        DatabaseError::RepairAborted => StoreError::Corrupt {
-            path,
-            detail: "its repair was aborted".into(),
-        },
-        other => classify(&path, other.into()),
     }
 }
 
@@ -334,8 +326,11 @@ fn classify(path: &str, e: redb::Error) -> StoreError {
     }
 }
 
+/// What a batch changed, and the outcome of each of its transactions.
+type Applied = (Vec<Arc<Event>>, Vec<Result<Vec<u64>, StoreError>>);
+
 struct Writer {
-    db: Arc<Database>,
+    db: Arc<Handle>,
     path: String,
     hub: Arc<Hub>,
     log_entries: u64,
@@ -346,7 +341,7 @@ impl Writer {
     fn run(self, mut rx: mpsc::Receiver<Request>) {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while rx.blocking_recv_many(&mut batch, MAX_BATCH) > 0 {
-            match self.apply(&batch) {
+            match self.write(&batch) {
                 Ok((events, outcomes)) => {
                     self.hub.publish(&events);
                     for (request, outcome) in batch.drain(..).zip(outcomes) {
@@ -354,21 +349,63 @@ impl Writer {
                         let _ = request.reply.send(outcome);
                     }
                 }
-                Err(e) => {
-                    let text = classify(&self.path, e).to_string();
-                    tracing::error!(error = %text, "store write failed");
+                Err(error) => {
+                    tracing::error!(%error, "store write failed");
                     for request in batch.drain(..) {
-                        let _ = request.reply.send(Err(StoreError::Closed(text.clone())));
+                        let _ = request.reply.send(Err(error.again()));
                     }
                 }
             }
         }
     }
 
+    /// Writes a batch. After an I/O error the file is opened anew before anybody is answered, so that the next write,
+    /// and every read meanwhile, does not suffer from it.
+    fn write(&self, batch: &[Request]) -> Result<Applied, StoreError> {
+        let bytes = |op: &Op| match op {
+            Op::Put(key, value) => key.len() + value.len(),
+            Op::Delete(key) => key.len(),
+        };
+        let size = batch.iter().flat_map(|request| &request.txn.ops).map(bytes).sum();
+        self.db.room_for(size)?;
+        let db = match self.db.get() {
+            Ok(db) => db,
+            Err(_) => {
+                self.recover()?;
+                self.db.get()?
+            }
+        };
+        let applied = self.apply(&db, batch);
+        drop(db);
+        applied.map_err(|error| {
+            let error = classify(&self.path, error);
+            if let Err(again) = self.recover() {
+                tracing::error!(error = %again, "the store could not be opened again");
+            }
+            error
+        })
+    }
+
+    /// Opens the file anew and tells watchers what a commit has made durable without being able to say so.
+    fn recover(&self) -> Result<(), StoreError> {
+        self.db.reopen()?;
+        let db = self.db.get()?;
+        let missed = || -> Result<Vec<Arc<Event>>, redb::Error> {
+            let txn = db.begin_read()?;
+            let revision = txn.open_table(META)?.get(META_REVISION)?.map_or(0, |v| v.value());
+            let published = self.hub.published();
+            if revision <= published {
+                return Ok(Vec::new());
+            }
+            Ok(changes(&txn, published, revision, "")?.into())
+        };
+        self.hub.publish(&missed().map_err(|e| classify(&self.path, e))?);
+        Ok(())
+    }
+
     /// Applies a batch in one transaction. A failed precondition fails only its own transaction.
-    #[expect(clippy::type_complexity, reason = "one caller, named parts would say no more")]
-    fn apply(&self, batch: &[Request]) -> Result<(Vec<Arc<Event>>, Vec<Result<Vec<u64>, StoreError>>), redb::Error> {
-        let mut txn = self.db.begin_write()?;
+    fn apply(&self, db: &Database, batch: &[Request]) -> Result<Applied, redb::Error> {
+        let mut txn = db.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         let mut events = Vec::new();
         let mut outcomes = Vec::with_capacity(batch.len());

@@ -149,10 +149,15 @@ impl Tcpdump {
         let deadline = Instant::now() + PATIENCE;
         let mut text = String::new();
         loop {
-            match self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .said
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(piece) => text.push_str(&piece),
                 Err(RecvTimeoutError::Disconnected) => bail!("tcpdump on {}: {}", self.interface, text.trim()),
-                Err(RecvTimeoutError::Timeout) => bail!("tcpdump on {} says no {what}: {}", self.interface, text.trim()),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("tcpdump on {} says no {what}: {}", self.interface, text.trim())
+                }
             }
             if is_it(&text) {
                 return Ok(text);
