@@ -13,6 +13,7 @@ test: build      ## everything CI runs
 	bench/get-envoy
 	@failed=; cargo test --workspace --locked --no-fail-fast || failed=tests; \
 	  scripts/labs || failed="$$failed labs"; \
+	  scripts/rootless || failed="$$failed rootless"; \
 	  if [[ -n $$failed ]]; then echo "failed: $$failed" >&2; exit 1; fi
 
 bench:           ## a pair of sidecars beside Envoy, HAProxy and a bare relay

@@ -164,7 +164,7 @@ fn helper(program: &'static str, pid: i32, own: u32, sub: u32) -> Result<(), Map
 }
 
 /// The first range of at least [`ID_COUNT`] - 1 ids for the user (by name or number) in the text of `/etc/subuid`.
-fn subordinate_range(text: &str, user: &str, uid: u32) -> Option<u32> {
+pub fn subordinate_range(text: &str, user: &str, uid: u32) -> Option<u32> {
     text.lines().find_map(|line| {
         let mut fields = line.trim().split(':');
         let (name, start, count) = (fields.next()?, fields.next()?, fields.next()?);

@@ -239,6 +239,8 @@ fn inside(
     nix::unistd::setgroups(&[]).step("setgroups")?;
     nix::unistd::setresgid(gid, gid, gid).step("setresgid")?;
     nix::unistd::setresuid(uid, uid, uid).step("setresuid")?;
+    // What is made in here is for pods of any user; what is not says so itself. The caller may have another habit.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match process::fork().step("fork")? {
         Fork::Parent(pid) => {
             channel

@@ -5,6 +5,7 @@
 //! to where they went (conntrack keeps their translation), which is what lets a rolling update lose no request.
 //! [`loadbalancer`] accepts on descriptors that the broker has opened in the host's network namespace.
 
+pub mod host_ports;
 pub mod loadbalancer;
 pub mod plan;
 

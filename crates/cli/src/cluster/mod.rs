@@ -15,6 +15,7 @@ pub mod kubeconfig;
 mod node_agent;
 mod paths;
 mod pki;
+pub mod ports;
 mod preflight;
 pub mod process;
 mod protocol;
@@ -70,6 +71,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show where the host reaches the cluster's LoadBalancers and NodePorts
+    Ports {
+        #[command(flatten)]
+        which: Which,
+        /// Print lines for ~/.curlrc that lead curl from ports below 1024 to their stand-ins
+        #[arg(long)]
+        curl: bool,
+    },
     /// Print a cluster's log
     Logs {
         #[command(flatten)]
@@ -114,6 +123,7 @@ pub fn run(args: Args) -> Result<Answer> {
         } => up::up(&Paths::of(&which.name)?, kubeconfig, port),
         Command::Down { which, purge } => up::down(&Paths::of(&which.name)?, purge),
         Command::Status { which, json } => up::status(&Paths::of(&which.name)?, json),
+        Command::Ports { which, curl } => ports::run(&Paths::of(&which.name)?, curl),
         Command::Logs { which, follow, tail } => up::logs(&Paths::of(&which.name)?, follow, tail),
     }
 }

@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Node;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client};
+use kube::Api;
 use mantlet_net::sockopt::{ListenOptions, listen_tcp};
 
 use super::paths::Paths;
 use super::protocol::{Progress, Start};
-use super::{Answer, broker, control, kubeconfig, pki, preflight};
+use super::{Answer, broker, control, kubeconfig, pki, ports, preflight};
 
 /// Port of the API when it is free and nothing else is asked for.
 const DEFAULT_PORT: u16 = 6443;
@@ -44,10 +43,11 @@ pub(super) fn up(paths: &Paths, kubeconfig: Option<PathBuf>, port: Option<u16>) 
         let pki = pki::load(&paths.pki())?;
         write_context(paths, &mut settings, &config, running.port, &pki)?;
         return Ok(Answer::ok(format!(
-            "Cluster {:?} is running already. Context \"{}\" is current in {}.\n",
+            "Cluster {:?} is running already. Context \"{}\" is current in {}.\n{}",
             paths.name,
             paths.context(),
-            config.display()
+            config.display(),
+            ports::note(&config, paths)
         )));
     }
     preflight::check()?;
@@ -63,11 +63,12 @@ pub(super) fn up(paths: &Paths, kubeconfig: Option<PathBuf>, port: Option<u16>) 
         let _ = control::stop(paths);
     })?;
     Ok(Answer::ok(format!(
-        "Cluster {:?} is up after {:.1} s: https://127.0.0.1:{port}\nContext \"{}\" is current in {}.\n",
+        "Cluster {:?} is up after {:.1} s: https://127.0.0.1:{port}\nContext \"{}\" is current in {}.\n{}",
         paths.name,
         begin.elapsed().as_secs_f64(),
         paths.context(),
-        config.display()
+        config.display(),
+        ports::note(&config, paths)
     )))
 }
 
@@ -231,12 +232,7 @@ fn verify(config: &Path, context: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime
         .block_on(async {
-            let options = KubeConfigOptions {
-                context: Some(context.to_owned()),
-                ..KubeConfigOptions::default()
-            };
-            let config = kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(config)?, &options).await?;
-            let client = Client::try_from(config)?;
+            let client = ports::client(config, context).await?;
             let check = async {
                 let request = http::Request::get("/readyz").body(Vec::new())?;
                 client.request_text(request).await?;

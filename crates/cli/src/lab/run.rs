@@ -19,6 +19,7 @@ use super::parse::{Action, Lab, Step, Typed};
 use super::report::{RunResult, StepResult};
 use super::terminal::{End, Terminal};
 use super::wait;
+use crate::cluster::ports;
 
 /// Runs a lab, or a broken variant of it; teardown steps are always done unless `keep`.
 ///
@@ -105,8 +106,8 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
 struct Runner {
     directory: std::path::PathBuf,
     path: OsString,
-    // Holds the links to this program under its names.
-    _programs: tempfile::TempDir,
+    /// Holds the links to this program under its names, and the terminals' `.curlrc`.
+    programs: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
     client: Client,
     context: String,
@@ -141,7 +142,7 @@ impl Runner {
         Ok(Self {
             directory: directory.to_owned(),
             path,
-            _programs: programs,
+            programs,
             runtime,
             client,
             context,
@@ -154,7 +155,10 @@ impl Runner {
         match self.terminals.entry(number) {
             std::collections::hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
             std::collections::hash_map::Entry::Vacant(slot) => {
-                let environment: [(&str, &OsStr); 1] = [("PATH", self.path.as_os_str())];
+                let environment: [(&str, &OsStr); 2] = [
+                    ("PATH", self.path.as_os_str()),
+                    ("CURL_HOME", self.programs.path().as_os_str()),
+                ];
                 Ok(slot.insert(Terminal::open(&self.directory, environment)?))
             }
         }
@@ -248,6 +252,14 @@ impl Runner {
         }
     }
 
+    /// Leads the terminals' curl to what stands in for ports below 1024 where these are for root only, so that the walk-through's
+    /// commands are the same for everybody. A cluster of another kind has no such ports.
+    fn lead_curl(&self) -> Result<()> {
+        let ports = self.runtime.block_on(ports::list(&self.client)).unwrap_or_default();
+        let path = self.programs.path().join(".curlrc");
+        std::fs::write(&path, ports::curlrc(&ports)).with_context(|| path.display().to_string())
+    }
+
     fn type_command(&mut self, step: &Step, typed: &Typed) -> Result<Observed> {
         let until = typed.until.as_deref().map(Regex::new).transpose()?;
         let capture = match &typed.capture {
@@ -257,6 +269,7 @@ impl Runner {
             }
             None => None,
         };
+        self.lead_curl()?;
         let reply = typed.stdin.as_deref().map(|answer| (typed.at.as_str(), answer));
         let result = self
             .terminal(typed.terminal)?

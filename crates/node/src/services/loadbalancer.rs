@@ -2,7 +2,9 @@
 //!
 //! The cluster lives in its own network namespace, so the sockets that the host must reach are opened by somebody on the
 //! host's side ([`HostSockets`], the broker) and only accepted on here. The address is written to the Service's status
-//! once all of its ports are bound. NodePorts of such Services and of type NodePort listen on the host's 127.0.0.1.
+//! once all of its ports are bound. A port that the cluster's user may not open gets a stand-in ([`host_ports`]), which is
+//! in the Service's annotation before the address is in its status. NodePorts of such Services and of type NodePort listen
+//! on the host's 127.0.0.1.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -20,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::host_ports::{self, HostPorts};
 use super::plan::{self, Protocol};
 use crate::controllers::endpoints::SERVICE_NAME;
 use crate::controllers::informer::Key;
@@ -46,6 +49,8 @@ pub trait HostSockets: Send + Sync {
 #[derive(Default)]
 struct Open {
     address: Option<Ipv4Addr>,
+    /// Stand-ins for ports of the address.
+    stand_ins: HostPorts,
     /// Host address → the task that accepts.
     listeners: HashMap<SocketAddrV4, CancellationToken>,
 }
@@ -209,14 +214,15 @@ impl Balancer {
             .filter(Ipv4Addr::is_loopback);
         let held = self.lock().get(key).and_then(|open| open.address);
         let first = asked.or(held).or(published);
+        let before = host_ports::of(service);
         let candidates = first
             .into_iter()
             .chain((0..CANDIDATES).map(|attempt| candidate(&self.seed, key, attempt)));
         let mut last_error = None;
         for address in candidates {
-            match self.bind_all(key, address, &wanted).await {
-                Ok(()) => {
-                    self.publish(key, service, address).await?;
+            match self.bind_all(key, address, &wanted, &before).await {
+                Ok(stand_ins) => {
+                    self.publish(key, service, address, &stand_ins).await?;
                     return Ok(None);
                 }
                 Err(error) => {
@@ -231,45 +237,112 @@ impl Balancer {
         let Some((address, error)) = last_error else {
             return Ok(None);
         };
-        let advice = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => {
-                "; ports below 1024 need root, or: sysctl -w net.ipv4.ip_unprivileged_port_start=0"
-            }
-            _ => "",
-        };
-        let message = format!("cannot listen on the host's {address}: {error}{advice}");
+        let message = format!("cannot listen on the host's {address}: {error}");
         self.events.warning(service, "SyncLoadBalancerFailed", &message);
         Ok(Some(Duration::from_secs(30)))
     }
 
-    /// Opens every port on one address, or none.
-    async fn bind_all(self: &Arc<Self>, key: &Key, address: Ipv4Addr, wanted: &BTreeSet<Port>) -> std::io::Result<()> {
+    /// Opens every port, or its stand-in, on one address, or none; the answer are the stand-ins.
+    async fn bind_all(
+        self: &Arc<Self>,
+        key: &Key,
+        address: Ipv4Addr,
+        wanted: &BTreeSet<Port>,
+        before: &HostPorts,
+    ) -> std::io::Result<HostPorts> {
+        let held = match self.lock().get(key) {
+            Some(open) if open.address == Some(address) => open.stand_ins.clone(),
+            _ => HostPorts::new(),
+        };
+        let mut stand_ins = HostPorts::new();
         let mut fresh = Vec::new();
         for port in wanted {
-            let socket = SocketAddrV4::new(address, port.host);
-            if !self.is_open(key, socket) {
-                fresh.push((socket, port.name.clone(), self.sockets.listen(socket).await?));
+            // A listener on this port may be another's stand-in.
+            let own = !held.values().any(|host| *host == port.host);
+            if own && self.is_open(key, SocketAddrV4::new(address, port.host)) {
+                continue;
             }
+            if let Some(host) = held.get(&port.host)
+                && self.is_open(key, SocketAddrV4::new(address, *host))
+            {
+                stand_ins.insert(port.host, *host);
+                continue;
+            }
+            let (host, listener) = self.open(address, port.host, wanted, before).await?;
+            if host != port.host {
+                stand_ins.insert(port.host, host);
+            }
+            fresh.push((SocketAddrV4::new(address, host), port.name.clone(), listener));
         }
         self.close_others(key, |open| {
-            open.ip() == &Ipv4Addr::LOCALHOST
-                || (open.ip() == &address && wanted.iter().any(|port| port.host == open.port()))
+            let serves = |port: &Port| *stand_ins.get(&port.host).unwrap_or(&port.host) == open.port();
+            open.ip() == &Ipv4Addr::LOCALHOST || (open.ip() == &address && wanted.iter().any(serves))
         });
         for (socket, name, listener) in fresh {
             self.accept(key, socket, name, listener);
         }
-        self.lock().entry(key.clone()).or_default().address = Some(address);
-        Ok(())
+        let mut all = self.lock();
+        let open = all.entry(key.clone()).or_default();
+        open.address = Some(address);
+        open.stand_ins = stand_ins.clone();
+        Ok(stand_ins)
     }
 
-    async fn publish(&self, key: &Key, service: &Service, address: Ipv4Addr) -> Result<(), controllers::Error> {
+    /// The port itself, or the first stand-in that is free where the port is not for this user.
+    async fn open(
+        &self,
+        address: Ipv4Addr,
+        port: u16,
+        wanted: &BTreeSet<Port>,
+        before: &HostPorts,
+    ) -> std::io::Result<(u16, std::net::TcpListener)> {
+        let mut result = self.sockets.listen(SocketAddrV4::new(address, port)).await;
+        if !matches!(&result, Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied) {
+            return result.map(|listener| (port, listener));
+        }
+        for host in host_ports::stand_ins(port, before.get(&port).copied()) {
+            if wanted.iter().any(|other| other.host == host) {
+                continue;
+            }
+            result = self.sockets.listen(SocketAddrV4::new(address, host)).await;
+            if !matches!(&result, Err(error) if error.kind() == std::io::ErrorKind::AddrInUse) {
+                return result.map(|listener| (host, listener));
+            }
+        }
+        result.map(|listener| (port, listener))
+    }
+
+    async fn publish(
+        &self,
+        key: &Key,
+        service: &Service,
+        address: Ipv4Addr,
+        stand_ins: &HostPorts,
+    ) -> Result<(), controllers::Error> {
+        let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
+        if host_ports::of(service) != *stand_ins {
+            // Null takes an annotation away.
+            let text = (!stand_ins.is_empty()).then(|| host_ports::text(stand_ins));
+            let patch = json!({"metadata": {"annotations": {(host_ports::ANNOTATION): text}}});
+            let written = api
+                .patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await;
+            if let Some(service) = controllers::ignore_not_found(written)? {
+                self.informers.services.observe(&service);
+            }
+            for (port, host) in stand_ins {
+                let message = format!(
+                    "port {port} is reserved for root on the host: it is at {address}:{host} there (mantlet cluster ports)"
+                );
+                self.events.normal(service, "HostPortMapped", &message);
+            }
+        }
         let known = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let known = known.and_then(|known| known.ingress.as_deref()).unwrap_or_default();
         if known.len() == 1 && known[0].ip.as_deref() == Some(&address.to_string()) {
             return Ok(());
         }
         let patch = json!({"status": {"loadBalancer": {"ingress": [{"ip": address.to_string(), "ipMode": "Proxy"}]}}});
-        let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
         let written = api
             .patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await;
