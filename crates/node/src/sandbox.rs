@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Ids are mapped away from the host's: root inside is no root outside, also when root starts the cluster, so a file that
-//! only the host's root may read stays closed even to a pod that breaks out of its root directory.
+//! only the host's root may read stays closed even to a pod that breaks out of its root directory. (Root of a container that has
+//! but one range of ids is an exception: it is root inside too, and no more on the host than it was.)
 
 mod init;
 
@@ -258,7 +259,7 @@ fn inside(
 fn choose_map(config: &SandboxConfig) -> Result<IdMap, SandboxError> {
     let uid = nix::unistd::geteuid();
     if uid.is_root() {
-        return Ok(IdMap::for_root(&config.state_dir));
+        return Ok(IdMap::for_root(&config.state_dir)?);
     }
     let user = nix::unistd::User::from_uid(uid)
         .ok()
@@ -275,9 +276,11 @@ fn detach(path: &Path) -> Result<Option<OwnedFd>, SandboxError> {
         return Ok(None);
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    open_tree(rustix::fs::CWD, path, flags)
-        .step(format!("opening {}", path.display()))
-        .map(Some)
+    match open_tree(rustix::fs::CWD, path, flags) {
+        // Root of a user namespace that has no mount namespace of its own.
+        Err(rustix::io::Errno::PERM) => Ok(None),
+        tree => tree.step(format!("opening {}", path.display())).map(Some),
+    }
 }
 
 fn signal_fd() -> Result<SignalFd, SandboxError> {

@@ -16,12 +16,13 @@ fn main() -> ExitCode {
         Some("shell") => return shell(&args[2]),
         _ => {}
     }
-    let cases: [(&str, fn()); 6] = [
+    let cases: [(&str, fn()); 7] = [
         ("the_host_is_untouched", host_untouched),
         ("root_inside_is_nobody_outside", ids),
         ("the_launcher_takes_everything_with_it", launcher_killed),
         ("exit_codes_and_signals_pass_through", codes_and_signals),
         ("an_ordinary_user_has_a_cluster_too", ordinary_user),
+        ("root_of_a_container_has_a_cluster_too", container_root),
         ("mistakes_are_named", mistakes),
     ];
     if args.iter().any(|arg| arg == "--list") {
@@ -264,6 +265,62 @@ fn ordinary_user() {
     assert!(
         text.contains("user nobody has no range of 65536 ids in /etc/subuid; add one with `usermod"),
         "{text}"
+    );
+}
+
+/// Runs the sandbox as root of a user namespace with the first `$1` ids of the machine.
+const NESTED: &str = r#"
+count=$1; shift
+unshare --user sh -c 'until read -r map < /proc/self/uid_map; do sleep 0.02; done; exec "$@"' sh "$@" &
+until [ "$(readlink /proc/$!/ns/user)" != "$(readlink /proc/self/ns/user)" ]; do sleep 0.02; done
+echo 0 0 $count > /proc/$!/gid_map
+echo 0 0 $count > /proc/$!/uid_map
+wait $!
+"#;
+
+fn container_root() {
+    let run = |count: u32, own_mounts: bool| {
+        let state = tempfile::tempdir().expect("dir");
+        let script = format!(
+            "id -u; touch {0}/a {0}/b; chown 1337 {0}/b; ip link add v type veth && nft add table ip t && echo net",
+            state.path().display()
+        );
+        let json = serde_json::to_string(&config(state.path(), &script)).expect("json");
+        let mut command = Command::new("sh");
+        command.args(["-c", NESTED, "sh"]).arg(count.to_string());
+        if own_mounts {
+            command.args(["unshare", "--mount"]);
+        }
+        let output = command
+            .arg(program())
+            .args([sandbox::SUBCOMMAND, &json])
+            .output()
+            .expect("unshare (package util-linux)");
+        let owner = |name: &str| std::fs::metadata(state.path().join(name)).map(|file| file.uid()).ok();
+        let owners = (owner("a"), owner("b"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (text, String::from_utf8_lossy(&output.stderr).into_owned(), owners)
+    };
+    for own_mounts in [true, false] {
+        let (text, errors, owners) = run(100_000, own_mounts);
+        assert_eq!(text, "0\nnet\n", "{errors}");
+        assert_eq!(
+            owners,
+            (Some(0), Some(1337)),
+            "one range of ids: they are the same inside"
+        );
+    }
+    let (_, errors, owners) = run(131_072, true);
+    assert_eq!(
+        owners,
+        (Some(65_536), Some(65_536 + 1337)),
+        "two ranges: the second is used; {errors}"
+    );
+    let (text, errors, _) = run(1000, true);
+    assert_eq!(text, "");
+    assert!(
+        errors.contains("without the ids 0 to 65535 (see /proc/self/uid_map)"),
+        "{errors}"
     );
 }
 

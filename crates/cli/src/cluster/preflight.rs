@@ -42,7 +42,7 @@ pub fn check() -> Result<()> {
     let mut problems = missing(root);
     if problems.is_empty() {
         let Some(error) = trial()? else { return Ok(()) };
-        problems = diagnose(&error, &Facts::read());
+        problems = diagnose(&error, &Facts::read(root));
         problems.insert(
             0,
             Missing {
@@ -193,7 +193,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn read() -> Self {
+    fn read(root: bool) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name: &str| {
             let line = status
@@ -202,7 +202,11 @@ impl Facts {
             line.map(|value| value.trim().to_owned()).unwrap_or_default()
         };
         let mounts = mounts(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
-        let helpers = USER_PROGRAMS.iter().filter_map(|(program, _)| find(program));
+        // Root writes the maps itself.
+        let helpers = USER_PROGRAMS
+            .iter()
+            .filter(|_| !root)
+            .filter_map(|(program, _)| find(program));
         let helpers: Vec<PathBuf> = helpers.filter_map(|path| path.canonicalize().ok()).collect();
         let proc_mount = mounts.iter().rev().find(|mount| mount.target == "/proc");
         Self {
