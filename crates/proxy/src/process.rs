@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use mantlet_net::memory;
 use mantlet_runtime::{Drain, LogHandle, Readiness, Registry, shutdown_signal};
 use tokio::net::TcpStream;
 
@@ -22,7 +23,7 @@ use crate::worker::{DestinationOf, Phase, Shared, Tuning};
 /// # Errors
 /// When it cannot start.
 pub fn run(settings: Settings, log: LogHandle) -> std::io::Result<()> {
-    mantlet_net::memory::keep_freed();
+    memory::keep_freed();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(settings, log))
 }
@@ -44,6 +45,7 @@ async fn serve(settings: Settings, log: LogHandle) -> std::io::Result<()> {
     let readiness = Readiness::new();
     let certificate = readiness.register("workload certificate");
     let configuration = readiness.register("first full configuration");
+    tokio::spawn(settle(memory::Code::find(), readiness.clone()));
     let threads = shared.start()?;
     let (drain, watch) = Drain::new();
     status::start(&settings, &shared, &readiness, &log, &watch).await?;
@@ -69,6 +71,18 @@ async fn serve(settings: Settings, log: LogHandle) -> std::io::Result<()> {
     shared.telemetry.log.finish(Duration::from_secs(1));
     tracing::info!(target: "agent", "end");
     Ok(())
+}
+
+/// Once the proxy is ready, the code that only the start needed goes: parsers, the first configuration, certificates. What
+/// requests need comes back with the first of them.
+async fn settle(code: std::io::Result<memory::Code>, readiness: Readiness) {
+    readiness.ready().await;
+    // What readiness set off (the answer to the probe, the acknowledgement) has had its turn.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    match code {
+        Ok(code) => code.give_back(),
+        Err(error) => tracing::debug!(target: "agent", "/proc/self/maps: {error}; code of the start stays mapped"),
+    }
 }
 
 async fn wait_for_end(settings: &Settings, shared: &Shared) {
