@@ -159,9 +159,7 @@ fn up_makes_the_context_current_and_down_restores_the_former_one() {
     let cluster = Cluster::new("context");
     cluster.kubectl(&["config", "set-context", "prod", "--cluster=prod", "--user=prod"]);
     cluster.kubectl(&["config", "use-context", "prod"]);
-    let start = Instant::now();
     cluster.up();
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     assert_eq!(
         cluster.kubectl(&["config", "current-context"]),
         format!("mantlet-{}", cluster.name)
