@@ -543,6 +543,11 @@ async fn a_request_that_goaway_leaves_out_is_sent_again() {
     let mut mesh = Mesh::with_workers(app.address, Port::Http, Mode::Strict, 1).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     mesh.outbound.endpoints = vec![listener.local_addr().unwrap()];
+    // Nothing but the peer's word that it has not looked at the request allows a second try.
+    mesh.outbound.retry = Some(mantlet_model::route::Retry {
+        on: "refused-stream".into(),
+        ..default_retry()
+    });
     mesh.apply().await;
     let tls = mesh.ca.workload("default", "web").identity.server(&ServerTlsOptions {
         client_auth: ClientAuth::Required(TrustDomainRule::AnySpiffe),
