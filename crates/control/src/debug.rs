@@ -110,7 +110,7 @@ impl Debug {
                         view.proxies
                             .iter()
                             .find(|(node, _)| node.display_name() == name || node.id == name)
-                            .map(|(_, snapshot)| serde_json::to_value(snapshot).unwrap_or_default())
+                            .map(|(_, snapshot)| serde_json::to_value(snapshot.to_snapshot()).unwrap_or_default())
                     })
                     .await;
                 match found {

@@ -16,6 +16,7 @@ pub mod names;
 pub mod query;
 pub mod route;
 pub mod secret;
+pub mod shared;
 pub mod snapshot;
 pub mod tls;
 
@@ -24,4 +25,5 @@ pub use endpoint::Endpoints;
 pub use listener::Listener;
 pub use route::RouteTable;
 pub use secret::Secret;
+pub use shared::{SharedMap, SharedSnapshot};
 pub use snapshot::ProxySnapshot;

@@ -1,25 +1,26 @@
 //! One proxy's configuration, and the cache that shares what proxies have in common.
 //!
 //! `control` owns one [`Translator`] and asks for a snapshot per proxy and change. Outbound configuration is
-//! built once per namespace (and labels, where rules look at them) and world revision. Values that did not change keep
-//! their `Arc` from one revision to the next, so that equality is a pointer comparison for whoever diffs snapshots.
+//! kept once per namespace (and labels, where rules look at them) and brought up to date by what the world says has changed; the inbound side is kept
+//! per proxy until something that it depends on changes. Values that did not change keep their `Arc`, and maps that did not change
+//! stay one map, so that whoever compares snapshots looks at differences alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use mantlet_model::ProxySnapshot;
+use mantlet_model::{ProxySnapshot, SharedMap, SharedSnapshot};
 
 use crate::destination_rule::Client;
 use crate::gateway;
 use crate::node::{NodeKind, ProxyNode};
-use crate::sidecar::outbound::Common;
-use crate::sidecar::{inbound, outbound};
+use crate::sidecar::inbound;
+use crate::sidecar::outbound::{self, Common, settle};
 use crate::world::World;
 use crate::world::workload::Workload;
 
 /// Everything the proxy has to know, without any sharing. Pure; the same world and node give the same result.
 pub fn translate(world: &World, node: &ProxyNode) -> ProxySnapshot {
-    Translator::default().snapshot(world, node)
+    Translator::default().snapshot(world, node).to_snapshot()
 }
 
 /// Views of clients that are kept before stale ones are dropped.
@@ -31,36 +32,92 @@ type ClientKey = (String, BTreeMap<String, String>);
 /// Translates for many proxies.
 #[derive(Debug, Default)]
 pub struct Translator {
-    outbound: HashMap<ClientKey, Shared>,
-    /// What clients of ordinary namespaces share, and the revision that it is of.
-    common: Option<(u64, Common)>,
-    proxies: HashMap<String, ProxySnapshot>,
+    views: HashMap<ClientKey, View>,
+    /// What clients of ordinary namespaces share.
+    common: Common,
+    /// What follows from services, rules and settings alone.
+    facts: Facts,
+    proxies: HashMap<String, Kept>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    revision: u64,
-    snapshot: ProxySnapshot,
+/// What a kind of clients sees.
+#[derive(Debug, Default)]
+struct View {
+    revision: Option<u64>,
+    /// Its own, where it cannot use the shared one.
+    own: Option<Common>,
+    /// [`Common::listing`] of what the routes were made of, and whether that was its own.
+    listing: Option<(bool, u64)>,
+    snapshot: SharedSnapshot,
+}
+
+/// Answers that hold as long as the listing revision.
+#[derive(Debug, Default)]
+struct Facts {
+    revision: Option<u64>,
+    all_exported: bool,
+    /// Whether rules look at the labels of clients, by namespace.
+    labels_matter: HashMap<String, bool>,
+}
+
+/// What a proxy was given last.
+#[derive(Debug, Default)]
+struct Kept {
+    /// What its own part was made of.
+    made_of: Option<MadeOf>,
+    /// Its own part: the inbound side.
+    own: SharedSnapshot,
+    /// The view and the own part that `snapshot` is composed of.
+    parts: (SharedSnapshot, SharedSnapshot),
+    snapshot: SharedSnapshot,
+}
+
+/// Everything that an inbound side depends on.
+#[derive(Debug, PartialEq)]
+struct MadeOf {
+    inbound: u64,
+    listing: u64,
+    node: ProxyNode,
+    workload: Option<Arc<Workload>>,
 }
 
 impl Translator {
     /// The snapshot of one proxy.
-    pub fn snapshot(&mut self, world: &World, node: &ProxyNode) -> ProxySnapshot {
+    pub fn snapshot(&mut self, world: &World, node: &ProxyNode) -> SharedSnapshot {
         let workload = workload(world, node);
         let labels = workload.map_or(&node.labels, |w| &w.labels);
-        let mut snapshot = match node.kind {
+        let mut kept = self.proxies.remove(&node.id).unwrap_or_default();
+        match node.kind {
             NodeKind::Sidecar => {
-                let mut snapshot = self.outbound(world, &node.namespace, labels).clone();
-                outbound::without_own_address(&mut snapshot, node.ip);
-                inbound::build(world, &node.namespace, labels, workload.map(|w| &**w), &mut snapshot);
-                snapshot
+                let view = self.view(world, &node.namespace, labels);
+                let made_of = MadeOf {
+                    inbound: world.inbound_revision(&node.namespace),
+                    listing: world.listing_revision(),
+                    node: node.clone(),
+                    workload: workload.cloned(),
+                };
+                if kept.made_of.as_ref() != Some(&made_of) {
+                    let mut own = ProxySnapshot::default();
+                    inbound::build(world, &node.namespace, labels, workload.map(|w| &**w), &mut own);
+                    replace(&mut kept.own, own);
+                    if kept.made_of.as_ref().is_some_and(|former| former.node != *node) {
+                        // What is taken away from the view may differ.
+                        kept.parts = Default::default();
+                        kept.snapshot = SharedSnapshot::default();
+                    }
+                    kept.made_of = Some(made_of);
+                }
+                kept.compose(view, node);
             }
-            NodeKind::Router => gateway::build(world, &node.namespace, labels, workload.map(|w| &**w)),
-        };
-        if let Some(former) = self.proxies.get(&node.id) {
-            keep_equal(&mut snapshot, former);
+            NodeKind::Router => {
+                kept.made_of = None;
+                kept.parts = Default::default();
+                let fresh = gateway::build(world, &node.namespace, labels, workload.map(|w| &**w));
+                replace(&mut kept.snapshot, fresh);
+            }
         }
-        self.proxies.insert(node.id.clone(), snapshot.clone());
+        let snapshot = kept.snapshot.clone();
+        self.proxies.insert(node.id.clone(), kept);
         snapshot
     }
 
@@ -68,101 +125,165 @@ impl Translator {
     pub fn forget(&mut self, node_id: &str) {
         self.proxies.remove(node_id);
         if self.proxies.is_empty() {
-            self.outbound.clear();
-            self.common = None;
+            self.views.clear();
+            self.common = Common::default();
         }
     }
 
-    fn outbound(&mut self, world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> &ProxySnapshot {
-        let relevant = if labels_matter(world, namespace) {
+    /// The outbound side of clients in a namespace with these labels.
+    fn view(&mut self, world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> SharedSnapshot {
+        let relevant = if self.facts.labels_matter(world, namespace) {
             labels.clone()
         } else {
             BTreeMap::new()
         };
-        let revision = world.outbound_revision();
-        if self.outbound.len() >= MAX_SHARED {
+        let revision = Some(world.outbound_revision());
+        if self.views.len() >= MAX_SHARED {
             // Views of clients that are gone; those in use are of this revision or built anew.
-            self.outbound.retain(|_, shared| shared.revision == revision);
+            self.views.retain(|_, view| view.revision == revision);
         }
-        let shared = self
-            .outbound
-            .entry((namespace.to_string(), relevant))
-            .or_insert_with(|| Shared {
-                // Never a revision of a world.
-                revision: u64::MAX,
-                snapshot: ProxySnapshot::default(),
-            });
-        if shared.revision != revision {
-            let client = Client { namespace, labels };
-            let mut fresh = if outbound::is_common(world, namespace) {
-                outbound::with_routes(world, client, common(&mut self.common, world))
-            } else {
-                outbound::build(world, client)
-            };
-            keep_equal(&mut fresh, &shared.snapshot);
-            shared.snapshot = fresh;
-            shared.revision = revision;
+        let view = self.views.entry((namespace.to_string(), relevant)).or_default();
+        if view.revision == revision {
+            return view.snapshot.clone();
         }
-        &shared.snapshot
-    }
-}
-
-/// What clients of ordinary namespaces share, of the world's revision.
-fn common<'a>(kept: &'a mut Option<(u64, Common)>, world: &World) -> &'a Common {
-    let revision = world.outbound_revision();
-    let former = kept.take();
-    let common = match former {
-        Some((of, common)) if of == revision => common,
-        former => {
+        let client = Client { namespace, labels };
+        let shared = outbound::is_common(world, namespace, self.facts.all_exported);
+        let common = if shared {
+            view.own = None;
             // A namespace that no object has: it owns no rules.
             let nobody = Client {
                 namespace: "",
                 labels: &BTreeMap::new(),
             };
-            let mut fresh = outbound::common(world, nobody);
-            if let Some((_, former)) = &former {
-                keep_equal(&mut fresh.snapshot, &former.snapshot);
-            }
-            fresh
+            self.common.update(world, nobody);
+            &self.common
+        } else {
+            let own = view.own.get_or_insert_default();
+            own.update(world, client);
+            own
+        };
+        let mut snapshot = common.snapshot.clone();
+        snapshot.routes = std::mem::take(&mut view.snapshot.routes);
+        let listing = Some((shared, common.listing));
+        if view.listing != listing {
+            settle(&mut snapshot.routes, outbound::routes(world, client, common));
+            view.listing = listing;
         }
-    };
-    &kept.insert((revision, common)).1
+        view.revision = revision;
+        view.snapshot = snapshot.clone();
+        snapshot
+    }
+}
+
+impl Facts {
+    fn refresh(&mut self, world: &World) {
+        let revision = Some(world.listing_revision());
+        if self.revision != revision {
+            self.revision = revision;
+            self.all_exported = world.all_exported();
+            self.labels_matter.clear();
+        }
+    }
+
+    /// Whether any rule that clients in a namespace see looks at their labels.
+    fn labels_matter(&mut self, world: &World, namespace: &str) -> bool {
+        self.refresh(world);
+        if let Some(known) = self.labels_matter.get(namespace) {
+            return *known;
+        }
+        let matter = world
+            .destination_rules(namespace)
+            .iter()
+            .any(|r| r.spec.workload_selector.is_some())
+            || world.virtual_services().iter().any(|v| {
+                v.spec
+                    .http
+                    .iter()
+                    .flat_map(|h| &h.r#match)
+                    .any(|m| !m.source_labels.is_empty())
+            });
+        self.labels_matter.insert(namespace.to_string(), matter);
+        matter
+    }
+}
+
+impl Kept {
+    /// Puts the view and the own part together, where one of them has changed.
+    fn compose(&mut self, view: SharedSnapshot, node: &ProxyNode) {
+        let (former, own) = (&self.parts, &self.own);
+        let out = &mut self.snapshot;
+        over(
+            &mut out.routes,
+            (&former.0.routes, &view.routes),
+            (&former.1.routes, &own.routes),
+            |_| {},
+        );
+        over(
+            &mut out.clusters,
+            (&former.0.clusters, &view.clusters),
+            (&former.1.clusters, &own.clusters),
+            |_| {},
+        );
+        over(
+            &mut out.endpoints,
+            (&former.0.endpoints, &view.endpoints),
+            (&former.1.endpoints, &own.endpoints),
+            |_| {},
+        );
+        over(
+            &mut out.listeners,
+            (&former.0.listeners, &view.listeners),
+            (&former.1.listeners, &own.listeners),
+            |listeners| outbound::without_own_address(listeners, node.ip),
+        );
+        self.parts = (view, self.own.clone());
+    }
+}
+
+/// `out` becomes the view's map, less what `take_away` removes, with the own values over it; it stays as it is when neither differs from
+/// before.
+fn over<T: PartialEq>(
+    out: &mut SharedMap<T>,
+    view: (&SharedMap<T>, &SharedMap<T>),
+    own: (&SharedMap<T>, &SharedMap<T>),
+    take_away: impl FnOnce(&mut SharedMap<T>),
+) {
+    if view.0.is_same(view.1) && own.0.is_same(own.1) {
+        return;
+    }
+    *out = view.1.clone();
+    take_away(out);
+    for (name, value) in own.1.iter() {
+        if out.get(name).is_none_or(|shared| shared != value) {
+            out.insert(name.clone(), value.clone());
+        }
+    }
+}
+
+/// Takes the values of a snapshot over; equal ones stay as they are.
+fn replace(kept: &mut SharedSnapshot, fresh: ProxySnapshot) {
+    fn one<T: PartialEq>(map: &mut SharedMap<T>, fresh: BTreeMap<String, Arc<T>>) {
+        let gone: Vec<Arc<str>> = map
+            .keys()
+            .filter(|name| !fresh.contains_key(&***name))
+            .cloned()
+            .collect();
+        for name in gone {
+            map.remove(&name);
+        }
+        for (name, value) in fresh {
+            if map.get(&name).is_none_or(|former| *former != value) {
+                map.insert(name, value);
+            }
+        }
+    }
+    one(&mut kept.listeners, fresh.listeners);
+    one(&mut kept.routes, fresh.routes);
+    one(&mut kept.clusters, fresh.clusters);
+    one(&mut kept.endpoints, fresh.endpoints);
 }
 
 /// The registry's view of the pod behind a node.
 fn workload<'a>(world: &'a World, node: &ProxyNode) -> Option<&'a Arc<Workload>> {
     world.pod(&node.namespace, &node.name)
-}
-
-/// Whether any rule that clients in a namespace see looks at their labels.
-fn labels_matter(world: &World, namespace: &str) -> bool {
-    world
-        .destination_rules(namespace)
-        .iter()
-        .any(|r| r.spec.workload_selector.is_some())
-        || world.virtual_services().iter().any(|v| {
-            v.spec
-                .http
-                .iter()
-                .flat_map(|h| &h.r#match)
-                .any(|m| !m.source_labels.is_empty())
-        })
-}
-
-/// Takes the former `Arc` of every value that is equal.
-fn keep_equal(fresh: &mut ProxySnapshot, former: &ProxySnapshot) {
-    fn keep<T: PartialEq>(fresh: &mut BTreeMap<String, Arc<T>>, former: &BTreeMap<String, Arc<T>>) {
-        for (name, value) in fresh.iter_mut() {
-            if let Some(old) = former.get(name)
-                && !Arc::ptr_eq(old, value)
-                && **old == **value
-            {
-                *value = old.clone();
-            }
-        }
-    }
-    keep(&mut fresh.listeners, &former.listeners);
-    keep(&mut fresh.routes, &former.routes);
-    keep(&mut fresh.clusters, &former.clusters);
-    keep(&mut fresh.endpoints, &former.endpoints);
 }

@@ -14,8 +14,8 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use futures::{Stream, StreamExt};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
@@ -34,6 +34,16 @@ pub const MAX_MESSAGE: usize = 64 << 20;
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// Responses that may wait for the transport.
 const SEND_QUEUE: usize = 16;
+/// Resources from which responses are heavy: their copies are megabytes.
+const HEAVY: usize = 512;
+/// Streams that may have heavy responses under way at once. When all proxies of a mesh come back together, this is what memory
+/// depends on, not their number.
+const HEAVY_STREAMS: usize = 8;
+/// How long a stream waits for its turn, and how long its turn lasts while its peer does not answer: slow peers delay others, and no
+/// more than that.
+const HEAVY_TURN: Duration = Duration::from_secs(5);
+
+static HEAVY_TURNS: Semaphore = Semaphore::const_new(HEAVY_STREAMS);
 
 /// What a peer said of itself when it opened a stream. Nothing in it is verified; the backend authenticates.
 #[derive(Debug)]
@@ -87,6 +97,10 @@ trait Machine: Send + 'static {
     fn on_request(&mut self, request: Self::Request) -> Result<(), Status>;
     fn poll(&mut self, set: &ResourceSet) -> Vec<Self::Response>;
     fn take_events(&mut self) -> Vec<StreamEvent>;
+    /// About how many resources `poll` would send.
+    fn weight(&self, set: &ResourceSet) -> usize;
+    /// Whether any response waits for its answer.
+    fn is_waiting(&self) -> bool;
 }
 
 impl Machine for DeltaServer {
@@ -104,6 +118,12 @@ impl Machine for DeltaServer {
     fn take_events(&mut self) -> Vec<StreamEvent> {
         DeltaServer::take_events(self)
     }
+    fn weight(&self, set: &ResourceSet) -> usize {
+        DeltaServer::weight(self, set)
+    }
+    fn is_waiting(&self) -> bool {
+        DeltaServer::is_waiting(self)
+    }
 }
 
 impl Machine for SotwServer {
@@ -120,6 +140,12 @@ impl Machine for SotwServer {
     }
     fn take_events(&mut self) -> Vec<StreamEvent> {
         SotwServer::take_events(self)
+    }
+    fn weight(&self, set: &ResourceSet) -> usize {
+        SotwServer::weight(self, set)
+    }
+    fn is_waiting(&self) -> bool {
+        SotwServer::is_waiting(self)
     }
 }
 
@@ -161,6 +187,8 @@ async fn pump<M: Machine>(
     tx: mpsc::Sender<Result<M::Response, Status>>,
 ) {
     let mut next = Some(first);
+    // A place among the streams with heavy responses, and when it is given back at the latest.
+    let mut turn = None;
     loop {
         if let Some(request) = next.take()
             && let Err(status) = machine.on_request(request)
@@ -169,7 +197,19 @@ async fn pump<M: Machine>(
             tx.send(Err(status)).await.unwrap_or_default();
             break;
         }
-        let set = session.resources.borrow_and_update().clone();
+        let mut set = session.resources.borrow_and_update().clone();
+        if turn.is_some() && !machine.is_waiting() {
+            turn = None;
+        }
+        if turn.is_none() && machine.weight(&set) >= HEAVY {
+            // Whoever waited long enough goes on without a turn.
+            let place = timeout(HEAVY_TURN, HEAVY_TURNS.acquire())
+                .await
+                .ok()
+                .and_then(Result::ok);
+            turn = place.map(|place| (place, Instant::now() + HEAVY_TURN));
+            set = session.resources.borrow_and_update().clone();
+        }
         let responses = machine.poll(&set);
         for event in machine.take_events() {
             (session.observer)(event);
@@ -194,6 +234,9 @@ async fn pump<M: Machine>(
                 break;
             },
             () = tx.closed() => break,
+            () = sleep_until(turn.as_ref().map_or_else(Instant::now, |(_, end)| *end)), if turn.is_some() => {
+                turn = None;
+            }
         }
     }
     (session.observer)(StreamEvent::Closed);

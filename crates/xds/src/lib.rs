@@ -24,7 +24,7 @@ pub use decode::DecodeError;
 pub use encode::{Dialect, Options};
 pub use envoy_types::pb::envoy::config::core::v3::Node;
 pub use envoy_types::pb::google::protobuf::Any;
-pub use resources::{ResourceSet, ResourceType};
+pub use resources::{Encoder, ResourceSet, ResourceType};
 
 #[cfg(test)]
 mod tests;

@@ -3,17 +3,17 @@
 //! Versions are hashes of the content, so they survive a restart of the control plane and are equal between
 //! replicas: a proxy that reconnects with `initial_resource_versions` gets only what changed.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use mantlet_model::cluster::Discovery;
-use mantlet_model::{Cluster, Endpoints, Listener, ProxySnapshot, RouteTable, Secret};
+use mantlet_model::{Cluster, Endpoints, Listener, ProxySnapshot, RouteTable, Secret, SharedMap, SharedSnapshot};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::Any;
-use crate::encode::{self, Options};
+use crate::encode::{self, Dialect, Options};
 
 /// The xDS types that Mantlet speaks, in the order in which they are sent (make before break).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,40 +80,120 @@ impl fmt::Display for ResourceType {
 }
 
 /// What an encoded resource was made from; equal sources are not encoded again.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 enum Source {
     Cluster(Arc<Cluster>),
     Endpoints(Arc<Endpoints>),
     Listener(Arc<Listener>),
     Routes(Arc<RouteTable>),
     Secret(Arc<Secret>),
+    /// Nothing: a peer holds it, from an earlier stream.
+    Held,
 }
 
 impl Source {
-    fn is_same(&self, other: &Source) -> bool {
-        let same_pointer = match (self, other) {
+    /// Whether both are one value.
+    fn is_pointer(&self, other: &Source) -> bool {
+        match (self, other) {
             (Source::Cluster(a), Source::Cluster(b)) => Arc::ptr_eq(a, b),
             (Source::Endpoints(a), Source::Endpoints(b)) => Arc::ptr_eq(a, b),
             (Source::Listener(a), Source::Listener(b)) => Arc::ptr_eq(a, b),
             (Source::Routes(a), Source::Routes(b)) => Arc::ptr_eq(a, b),
             (Source::Secret(a), Source::Secret(b)) => Arc::ptr_eq(a, b),
             _ => false,
-        };
-        same_pointer || self == other
+        }
+    }
+
+    /// Where the value is. Two values that are there at the same time have different addresses.
+    fn address(&self) -> usize {
+        match self {
+            Source::Cluster(a) => Arc::as_ptr(a).addr(),
+            Source::Endpoints(a) => Arc::as_ptr(a).addr(),
+            Source::Listener(a) => Arc::as_ptr(a).addr(),
+            Source::Routes(a) => Arc::as_ptr(a).addr(),
+            Source::Secret(a) => Arc::as_ptr(a).addr(),
+            Source::Held => 0,
+        }
     }
 }
 
-/// One encoded resource.
-#[derive(Clone)]
+impl PartialEq for Source {
+    fn eq(&self, other: &Source) -> bool {
+        self.is_pointer(other)
+            || match (self, other) {
+                (Source::Cluster(a), Source::Cluster(b)) => a == b,
+                (Source::Endpoints(a), Source::Endpoints(b)) => a == b,
+                (Source::Listener(a), Source::Listener(b)) => a == b,
+                (Source::Routes(a), Source::Routes(b)) => a == b,
+                (Source::Secret(a), Source::Secret(b)) => a == b,
+                _ => false,
+            }
+    }
+}
+
+/// One resource as it goes over the wire. Encoding and hashing happen when somebody asks, once for all who share it: what no
+/// proxy subscribes to is never encoded.
 pub struct Encoded {
-    /// Hash of the content.
-    pub version: String,
-    /// The resource.
-    pub any: Any,
     source: Source,
+    options: Options,
+    version: OnceLock<String>,
+    bytes: OnceLock<Box<[u8]>>,
 }
 
 impl Encoded {
+    fn new(source: Source, options: &Options) -> Encoded {
+        Encoded {
+            source,
+            options: *options,
+            version: OnceLock::new(),
+            bytes: OnceLock::new(),
+        }
+    }
+
+    /// What a peer says that it holds: a version, and nothing that could be sent.
+    pub(crate) fn held(version: String) -> Encoded {
+        Encoded {
+            source: Source::Held,
+            options: Options::default(),
+            version: OnceLock::from(version),
+            bytes: OnceLock::from(Box::default()),
+        }
+    }
+
+    /// Hash of the content.
+    pub fn version(&self) -> &str {
+        self.version.get_or_init(|| version(&self.source, &self.options))
+    }
+
+    /// Whether the two have the same content.
+    pub fn is_same(&self, other: &Encoded) -> bool {
+        std::ptr::eq(self, other) || self.version() == other.version()
+    }
+
+    /// Bytes of the resource.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get_or_init(|| {
+            let options = &self.options;
+            let any = match &self.source {
+                Source::Cluster(c) => encode::cluster(c, options),
+                Source::Endpoints(e) => encode::endpoints(e, options),
+                Source::Listener(l) => encode::listener(l, options),
+                Source::Routes(r) => encode::route_table(r, options),
+                Source::Secret(s) => encode::secret(s),
+                Source::Held => Any::default(),
+            };
+            any.value.into_boxed_slice()
+        })
+    }
+
+    /// The resource as a message of this type.
+    pub fn any(&self, kind: ResourceType) -> Any {
+        Any {
+            type_url: kind.url().into(),
+            value: self.bytes().to_vec(),
+        }
+    }
+
     /// The endpoints resource that this cluster waits for.
     pub(crate) fn eds_service(&self) -> Option<&str> {
         match &self.source {
@@ -129,14 +209,47 @@ impl Encoded {
 impl fmt::Debug for Encoded {
     /// Without the bytes: a secret's hold a private key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Encoded({}, {} bytes)", self.version, self.any.value.len())
+        write!(f, "Encoded({})", self.version())
     }
 }
 
-/// Encoded resources of one proxy, by type and name.
+/// Finds the resource that was made of a value before, for whichever proxy, so that all who see one value share one
+/// encoding. It keeps nothing alive.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    made: HashMap<(usize, Dialect), Weak<Encoded>>,
+    /// Size at which what is gone is cleared away.
+    limit: usize,
+}
+
+impl Encoder {
+    /// Entries below which nothing is cleared away.
+    const SLACK: usize = 1024;
+
+    fn encoded(&mut self, source: Source, options: &Options) -> Arc<Encoded> {
+        let key = (source.address(), options.dialect);
+        if let Some(made) = self.made.get(&key).and_then(Weak::upgrade)
+            // An address is free for another value once its own is gone.
+            && made.source.is_pointer(&source)
+        {
+            return made;
+        }
+        if self.made.len() >= self.limit {
+            self.made.retain(|_, made| made.strong_count() > 0);
+            self.limit = self.made.len() * 2 + Encoder::SLACK;
+        }
+        let made = Arc::new(Encoded::new(source, options));
+        self.made.insert(key, Arc::downgrade(&made));
+        made
+    }
+}
+
+/// Encoded resources of one proxy, by type and name. Copies share what they have in common.
 #[derive(Clone, Debug, Default)]
 pub struct ResourceSet {
-    types: BTreeMap<ResourceType, BTreeMap<String, Arc<Encoded>>>,
+    types: [SharedMap<Encoded>; ResourceType::ALL.len()],
+    /// What it was made of.
+    snapshot: SharedSnapshot,
 }
 
 impl ResourceSet {
@@ -148,105 +261,108 @@ impl ResourceSet {
         options: &Options,
         previous: Option<&ResourceSet>,
     ) -> ResourceSet {
-        let mut set = ResourceSet::default();
-        for (name, cluster) in &snapshot.clusters {
-            set.put(
-                ResourceType::Cluster,
-                name,
-                Source::Cluster(cluster.clone()),
-                options,
-                previous,
-            );
+        let empty = ResourceSet::default();
+        let previous = previous.unwrap_or(&empty);
+        previous.next(&snapshot.into(), secrets, options, &mut Encoder::default())
+    }
+
+    /// The set of the next snapshot: only what differs is looked at. `self` must have been made with the same dialect.
+    #[must_use]
+    pub fn next(
+        &self,
+        snapshot: &SharedSnapshot,
+        secrets: impl IntoIterator<Item = Arc<Secret>>,
+        options: &Options,
+        encoder: &mut Encoder,
+    ) -> ResourceSet {
+        let mut set = self.clone();
+        let former = &self.snapshot;
+        let mut put = |kind, changes: Vec<(&Arc<str>, Option<Source>)>| {
+            let map: &mut SharedMap<Encoded> = &mut set.types[kind as usize];
+            for (name, source) in changes {
+                match source {
+                    None => drop(map.remove(name)),
+                    Some(source) if map.get(name).is_some_and(|known| known.source == source) => {}
+                    Some(source) => drop(map.insert(name.clone(), encoder.encoded(source, options))),
+                }
+            }
+        };
+        fn changes<'a, T>(
+            former: &'a SharedMap<T>,
+            next: &'a SharedMap<T>,
+            source: fn(Arc<T>) -> Source,
+        ) -> Vec<(&'a Arc<str>, Option<Source>)> {
+            let changes = former.diff(next).into_iter();
+            changes.map(|(n, _, after)| (n, after.cloned().map(source))).collect()
         }
-        for (name, endpoints) in &snapshot.endpoints {
-            let source = Source::Endpoints(endpoints.clone());
-            set.put(ResourceType::Endpoints, name, source, options, previous);
-        }
-        for (name, listener) in &snapshot.listeners {
-            let source = Source::Listener(listener.clone());
-            set.put(ResourceType::Listener, name, source, options, previous);
-        }
-        for (name, routes) in &snapshot.routes {
-            set.put(
-                ResourceType::Routes,
-                name,
-                Source::Routes(routes.clone()),
-                options,
-                previous,
-            );
-        }
-        for secret in secrets {
-            let name = secret.name.clone();
-            set.put(ResourceType::Secret, &name, Source::Secret(secret), options, previous);
-        }
+        put(
+            ResourceType::Cluster,
+            changes(&former.clusters, &snapshot.clusters, Source::Cluster),
+        );
+        put(
+            ResourceType::Endpoints,
+            changes(&former.endpoints, &snapshot.endpoints, Source::Endpoints),
+        );
+        put(
+            ResourceType::Listener,
+            changes(&former.listeners, &snapshot.listeners, Source::Listener),
+        );
+        put(
+            ResourceType::Routes,
+            changes(&former.routes, &snapshot.routes, Source::Routes),
+        );
+        let secrets: SharedMap<Secret> = secrets
+            .into_iter()
+            .map(|s| (Arc::<str>::from(s.name.as_str()), s))
+            .collect();
+        let gone = self.types[ResourceType::Secret as usize].keys();
+        let gone = gone.filter(|name| !secrets.contains_key(name)).map(|name| (name, None));
+        let given = secrets.iter().map(|(n, s)| (n, Some(Source::Secret(s.clone()))));
+        put(ResourceType::Secret, gone.chain(given).collect());
+        set.snapshot = snapshot.clone();
         set
     }
 
-    fn put(
-        &mut self,
-        kind: ResourceType,
-        name: &str,
-        source: Source,
-        options: &Options,
-        previous: Option<&ResourceSet>,
-    ) {
-        let known = previous.and_then(|p| p.get(kind, name));
-        let encoded = match known {
-            Some(known) if known.source.is_same(&source) => known.clone(),
-            _ => Arc::new(Encoded {
-                version: version(&source, options),
-                any: match &source {
-                    Source::Cluster(c) => encode::cluster(c, options),
-                    Source::Endpoints(e) => encode::endpoints(e, options),
-                    Source::Listener(l) => encode::listener(l, options),
-                    Source::Routes(r) => encode::route_table(r, options),
-                    Source::Secret(s) => encode::secret(s),
-                },
-                source,
-            }),
-        };
-        self.types.entry(kind).or_default().insert(name.to_string(), encoded);
+    /// What the set was made of.
+    pub fn snapshot(&self) -> &SharedSnapshot {
+        &self.snapshot
     }
 
     /// One resource.
     pub fn get(&self, kind: ResourceType, name: &str) -> Option<&Arc<Encoded>> {
-        self.types.get(&kind)?.get(name)
+        self.map(kind).get(name)
+    }
+
+    /// All resources of a type, by name.
+    pub fn map(&self, kind: ResourceType) -> &SharedMap<Encoded> {
+        &self.types[kind as usize]
     }
 
     /// All resources of a type, by name.
     pub fn all(&self, kind: ResourceType) -> impl Iterator<Item = (&str, &Arc<Encoded>)> {
-        self.types
-            .get(&kind)
-            .into_iter()
-            .flatten()
-            .map(|(n, e)| (n.as_str(), e))
+        self.map(kind).iter().map(|(n, e)| (&**n, e))
     }
 
     /// Number of resources of a type.
     pub fn len(&self, kind: ResourceType) -> usize {
-        self.types.get(&kind).map_or(0, BTreeMap::len)
+        self.map(kind).len()
     }
 
     /// Whether there is no resource of any type.
     pub fn is_empty(&self) -> bool {
-        self.types.values().all(BTreeMap::is_empty)
+        self.types.iter().all(SharedMap::is_empty)
     }
 
     /// Puts a ready-made resource in; used by tests of the state machines.
     #[cfg(test)]
     pub(crate) fn put_raw(&mut self, kind: ResourceType, name: &str, version: &str) {
         let encoded = Encoded {
-            version: version.into(),
-            any: Any {
-                type_url: kind.url().into(),
-                value: version.as_bytes().to_vec(),
-            },
             source: Source::Endpoints(Arc::default()),
+            options: Options::default(),
+            version: OnceLock::from(version.to_string()),
+            bytes: OnceLock::from(version.as_bytes().to_vec().into_boxed_slice()),
         };
-        self.types
-            .entry(kind)
-            .or_default()
-            .insert(name.into(), Arc::new(encoded));
+        self.types[kind as usize].insert(name, Arc::new(encoded));
     }
 }
 
@@ -260,6 +376,7 @@ fn version(source: &Source, options: &Options) -> String {
         Source::Listener(l) => update(&mut hash, l.as_ref()),
         Source::Routes(r) => update(&mut hash, r.as_ref()),
         Source::Secret(s) => hash.update(&encode::secret(s).value),
+        Source::Held => {}
     }
     hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
 }

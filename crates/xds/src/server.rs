@@ -7,20 +7,28 @@
 //! Order of sending is make before break: clusters, endpoints, listeners, routes, secrets; clusters and endpoints that
 //! are gone are withdrawn only when nothing that may still refer to them is under way. At most one response per type
 //! waits for its answer, so a slow proxy is never buried under pushes: it gets the newest state when it answers.
+//!
+//! Looking for something to send takes as long as what has changed, not as long as what there is: each type remembers the
+//! resources that it has looked at, and names that must be looked at again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::ControlPlane;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
+use mantlet_model::SharedMap;
 
-use crate::resources::{ResourceSet, ResourceType};
+use crate::resources::{Encoded, ResourceSet, ResourceType};
 
 /// Largest number of names that one stream may subscribe to per type; more is refused.
 pub const MAX_SUBSCRIPTIONS: usize = 100_000;
 /// Longest error text that is kept of a NACK, in bytes.
 const MAX_NACK_TEXT: usize = 4096;
+
+/// Number of names looked at from which it is worth finding out whether the peer holds everything there is.
+const WHOLE_FROM: usize = 64;
 
 /// How names of key sets begin.
 pub const KEY_SET_PREFIX: &str = "jwks/";
@@ -90,28 +98,70 @@ pub enum ProtocolError {
 #[derive(Debug, Default)]
 struct DeltaType {
     wildcard: bool,
-    names: BTreeSet<String>,
-    /// Versions that the peer holds, as far as it was told.
-    known: BTreeMap<String, String>,
+    names: BTreeSet<Arc<str>>,
+    /// What the peer holds, as far as it was told.
+    known: SharedMap<Encoded>,
     /// Names that were reported as missing, so that this is not repeated.
-    reported_missing: BTreeSet<String>,
+    reported_missing: BTreeSet<Arc<str>>,
     /// A subscription is answered even when nothing differs, so that the peer's initialisation goes on.
     must_answer: bool,
     in_flight: Option<InFlight>,
     /// Content that the peer refused: not sent again until it changes.
-    refused: BTreeMap<String, String>,
+    refused: BTreeMap<Arc<str>, Arc<Encoded>>,
+    /// The resources that were looked at last. A name whose resource is still the same one, and that is not in `stale`, needs
+    /// nothing.
+    seen: SharedMap<Encoded>,
+    /// Names that must be looked at: what the peer wants or holds of them may have changed.
+    stale: BTreeSet<Arc<str>>,
 }
 
 #[derive(Debug)]
 struct InFlight {
     nonce: String,
     /// Upserts and removals as they will be known after an ACK.
-    changes: BTreeMap<String, Option<String>>,
+    changes: BTreeMap<Arc<str>, Option<Arc<Encoded>>>,
+    /// All that the peer will hold after an ACK, when that is exactly a set: shared with all peers of which it is true.
+    whole: Option<SharedMap<Encoded>>,
 }
 
 impl DeltaType {
     fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
+    }
+
+    /// What was not looked at as it is: everything, after such a change.
+    fn set_wildcard(&mut self, wildcard: bool) {
+        self.wildcard = wildcard;
+        self.seen = SharedMap::default();
+        let held = self.known.keys().cloned();
+        let under_way = self.in_flight.iter_mut().flat_map(|flight| {
+            flight.whole = None;
+            flight.changes.keys().cloned()
+        });
+        self.stale.extend(held.chain(under_way));
+    }
+
+    /// The peer no longer counts as a holder of the resource.
+    fn forget(&mut self, name: &str) {
+        self.known.remove(name);
+        if let Some(flight) = &mut self.in_flight {
+            flight.whole = None;
+        }
+    }
+
+    /// Adds what has changed since the last look to the names to look at.
+    fn look(&mut self, map: &SharedMap<Encoded>) {
+        for (name, _, _) in self.seen.diff(map) {
+            if self.wildcard || self.names.contains(name) || self.known.contains_key(name) {
+                self.stale.insert(name.clone());
+            }
+        }
+        self.seen = map.clone();
+    }
+
+    /// Whether the peer, once it has everything that it wants, holds all of `map`.
+    fn wants_all(&self, map: &SharedMap<Encoded>) -> bool {
+        self.wildcard || (map.len() <= self.names.len() && map.keys().all(|name| self.names.contains(name)))
     }
 }
 
@@ -150,12 +200,16 @@ impl DeltaServer {
             self.events.push(StreamEvent::Subscribed { kind });
             state.must_answer = true;
             // Only the first request of a type may carry what the peer kept from an earlier stream.
-            state.known = request.initial_resource_versions.into_iter().collect();
-            if state.known.len() > MAX_SUBSCRIPTIONS {
+            if request.initial_resource_versions.len() > MAX_SUBSCRIPTIONS {
                 return Err(ProtocolError::TooManyNames { kind });
             }
+            for (name, version) in request.initial_resource_versions {
+                let name: Arc<str> = name.into();
+                state.known.insert(name.clone(), Arc::new(Encoded::held(version)));
+                state.stale.insert(name);
+            }
             if kind.is_wildcard() && request.resource_names_subscribe.is_empty() {
-                state.wildcard = true;
+                state.set_wildcard(true);
             }
         }
 
@@ -164,9 +218,9 @@ impl DeltaServer {
                 Some(flight) if flight.nonce == request.response_nonce => {
                     if let Some(detail) = request.error_detail {
                         // Remember what was refused, so that only new content is tried.
-                        for (name, version) in flight.changes {
-                            match version {
-                                Some(version) => drop(state.refused.insert(name, version)),
+                        for (name, encoded) in flight.changes {
+                            match encoded {
+                                Some(encoded) => drop(state.refused.insert(name, encoded)),
                                 None => drop(state.known.remove(&name)),
                             }
                         }
@@ -175,11 +229,16 @@ impl DeltaServer {
                         let nonce = request.response_nonce;
                         self.events.push(StreamEvent::Nacked { kind, nonce, message });
                     } else {
-                        for (name, version) in flight.changes {
-                            state.refused.remove(&name);
-                            match version {
-                                Some(version) => drop(state.known.insert(name, version)),
-                                None => drop(state.known.remove(&name)),
+                        if let Some(whole) = flight.whole {
+                            state.refused.clear();
+                            state.known = whole;
+                        } else {
+                            for (name, encoded) in flight.changes {
+                                state.refused.remove(&name);
+                                match encoded {
+                                    Some(encoded) => drop(state.known.insert(name, encoded)),
+                                    None => drop(state.known.remove(&name)),
+                                }
                             }
                         }
                         let nonce = request.response_nonce;
@@ -194,7 +253,7 @@ impl DeltaServer {
         let mut held = Vec::new();
         for name in request.resource_names_subscribe {
             if name == "*" {
-                state.wildcard = true;
+                state.set_wildcard(true);
                 continue;
             }
             // No resource has such a name: key sets travel inside listeners. Asking for one says that it is out of date.
@@ -206,11 +265,13 @@ impl DeltaServer {
             }
             // A repeated subscription asks for the resource again, as after an unsubscribe on the way.
             // On a fresh stream the names are those that the peer kept, with the versions it told.
+            let name: Arc<str> = name.into();
             if !first {
-                state.known.remove(&name);
+                state.forget(&name);
                 state.refused.remove(&name);
             }
             state.reported_missing.remove(&name);
+            state.stale.insert(name.clone());
             state.names.insert(name);
         }
         if !held.is_empty() {
@@ -221,14 +282,16 @@ impl DeltaServer {
         }
         for name in request.resource_names_unsubscribe {
             if name == "*" {
-                state.wildcard = false;
+                state.set_wildcard(false);
                 continue;
             }
+            let name: Arc<str> = name.into();
             state.names.remove(&name);
             state.reported_missing.remove(&name);
             if !state.wildcard {
-                state.known.remove(&name);
+                state.forget(&name);
             }
+            state.stale.insert(name);
         }
         Ok(())
     }
@@ -260,6 +323,26 @@ impl DeltaServer {
         out
     }
 
+    /// About how many resources [`Self::poll`] would send: an upper bound, found without encoding anything.
+    pub fn weight(&self, set: &ResourceSet) -> usize {
+        let idle = self.types.iter().filter(|(_, state)| state.in_flight.is_none());
+        idle.map(|(kind, state)| {
+            let changed = state.seen.diff(set.map(*kind)).len();
+            let changed = if state.wildcard {
+                changed
+            } else {
+                changed.min(state.names.len())
+            };
+            state.stale.len().max(changed)
+        })
+        .sum()
+    }
+
+    /// Whether any response waits for its answer.
+    pub fn is_waiting(&self) -> bool {
+        self.types.values().any(|state| state.in_flight.is_some())
+    }
+
     /// Whether a response of this type waits for its answer.
     pub fn in_flight(&self, kind: ResourceType) -> bool {
         self.types.get(&kind).is_some_and(|t| t.in_flight.is_some())
@@ -275,61 +358,59 @@ impl DeltaServer {
         if state.in_flight.is_some() {
             return None;
         }
-        state
-            .refused
-            .retain(|name, version| set.get(kind, name).is_some_and(|e| e.version == *version));
-        let mut changes = BTreeMap::new();
+        let map = set.map(kind);
+        state.look(map);
+        let mut changes: BTreeMap<Arc<str>, Option<Arc<Encoded>>> = BTreeMap::new();
         let mut resources = Vec::new();
-        let mut rewarmed = Vec::new();
-        let mut add = |name: &str, encoded: &crate::resources::Encoded, state: &DeltaType| {
-            if state.known.get(name) == Some(&encoded.version) || state.refused.get(name) == Some(&encoded.version) {
-                return;
-            }
-            if state.known.contains_key(name) {
-                rewarmed.extend(encoded.eds_service().map(str::to_string));
-            }
-            changes.insert(name.to_string(), Some(encoded.version.clone()));
-            resources.push(Resource {
-                name: name.to_string(),
-                version: encoded.version.clone(),
-                resource: Some(encoded.any.clone()),
-                ..Resource::default()
-            });
-        };
-        if state.wildcard {
-            for (name, encoded) in set.all(kind) {
-                add(name, encoded, state);
-            }
-        } else {
-            for name in &state.names {
-                if let Some(encoded) = set.get(kind, name) {
-                    add(name, encoded, state);
-                }
-            }
-        }
         let mut removed = Vec::new();
-        if !keep_removed {
-            let gone: Vec<String> = state
-                .known
-                .keys()
-                .filter(|name| !state.wants(name) || set.get(kind, name).is_none())
-                .cloned()
-                .collect();
-            // A name that does not exist is said to be missing once, so that the peer need not wait for it.
-            let missing = state.names.iter().filter(|n| set.get(kind, n).is_none());
-            let missing: Vec<String> = missing
-                .filter(|n| !state.reported_missing.contains(*n))
-                .cloned()
-                .collect();
-            for name in gone.into_iter().chain(missing) {
-                if changes.insert(name.clone(), None).is_none() {
-                    state.reported_missing.insert(name.clone());
-                    removed.push(name);
+        let mut rewarmed = Vec::new();
+        let many = state.wildcard || state.stale.len() >= WHOLE_FROM;
+        for name in std::mem::take(&mut state.stale) {
+            let found = map.entry(&name).filter(|_| state.wants(&name));
+            if let Some((shared, encoded)) = found {
+                let known = state.known.get(&name);
+                let updated = known.is_some();
+                if known.is_some_and(|known| known.is_same(encoded)) {
+                    state.refused.remove(&name);
+                    continue;
                 }
+                if let Some(refused) = state.refused.get(&name) {
+                    if refused.is_same(encoded) {
+                        continue;
+                    }
+                    state.refused.remove(&name);
+                }
+                if updated {
+                    rewarmed.extend(encoded.eds_service().map(str::to_string));
+                }
+                if state.names.contains(&name) {
+                    // One text for all who subscribe to the name.
+                    state.names.replace(shared.clone());
+                }
+                state.reported_missing.remove(&name);
+                changes.insert(shared.clone(), Some(encoded.clone()));
+                resources.push(Resource {
+                    name: name.to_string(),
+                    version: encoded.version().to_string(),
+                    resource: Some(encoded.any(kind)),
+                    ..Resource::default()
+                });
+                continue;
             }
-        }
-        for name in changes.iter().filter(|(_, v)| v.is_some()).map(|(n, _)| n) {
-            state.reported_missing.remove(name);
+            state.refused.remove(&name);
+            // A name that does not exist is said to be missing once, so that the peer need not wait for it.
+            let held = state.known.contains_key(&name);
+            let missing = state.names.contains(&name) && !state.reported_missing.contains(&name);
+            if !held && !missing {
+                continue;
+            }
+            if keep_removed {
+                state.stale.insert(name);
+                continue;
+            }
+            removed.push(name.to_string());
+            changes.insert(name.clone(), None);
+            state.reported_missing.insert(name);
         }
         if changes.is_empty() && !state.must_answer {
             return None;
@@ -337,8 +418,10 @@ impl DeltaServer {
         state.must_answer = false;
         self.next_nonce += 1;
         let nonce = self.next_nonce.to_string();
+        let settled = state.stale.is_empty() && state.refused.is_empty();
         state.in_flight = Some(InFlight {
             nonce: nonce.clone(),
+            whole: (settled && many && state.wants_all(map)).then(|| map.clone()),
             changes,
         });
         self.events.push(StreamEvent::Sent {
@@ -354,11 +437,13 @@ impl DeltaServer {
         // Envoy warms a changed cluster and waits for its endpoints, even if they are the same.
         if let Some(endpoints) = self.types.get_mut(&ResourceType::Endpoints) {
             for name in rewarmed {
-                endpoints.known.remove(&name);
+                let name: Arc<str> = name.into();
+                endpoints.forget(&name);
                 // What is under way was sent before the cluster: its ACK says nothing about the warming that follows.
                 if let Some(flight) = &mut endpoints.in_flight {
                     flight.changes.remove(&name);
                 }
+                endpoints.stale.insert(name);
             }
         }
         Some(DeltaDiscoveryResponse {
@@ -379,8 +464,10 @@ impl DeltaServer {
 struct SotwType {
     names: BTreeSet<String>,
     wildcard: bool,
-    /// Fingerprint of the last response: names and versions.
-    sent: Option<Vec<(String, String)>>,
+    /// What the last response held.
+    sent: Option<SharedMap<Encoded>>,
+    /// The resources that were looked at last; the same ones need nothing.
+    seen: Option<SharedMap<Encoded>>,
     nonce: String,
     waiting: bool,
     must_answer: bool,
@@ -448,8 +535,30 @@ impl SotwServer {
             }
             state.names = names;
             state.wildcard = wildcard;
+            state.seen = None;
         }
         Ok(())
+    }
+
+    /// About how many resources [`Self::poll`] would send: an upper bound, found without encoding anything.
+    pub fn weight(&self, set: &ResourceSet) -> usize {
+        let idle = self.types.iter().filter(|(kind, state)| {
+            let known = state.seen.as_ref().is_some_and(|seen| seen.is_same(set.map(**kind)));
+            !state.waiting && (state.must_answer || !known)
+        });
+        idle.map(|(kind, state)| {
+            if state.wildcard {
+                set.len(*kind)
+            } else {
+                state.names.len()
+            }
+        })
+        .sum()
+    }
+
+    /// Whether any response waits for its answer.
+    pub fn is_waiting(&self) -> bool {
+        self.types.values().any(|state| state.waiting)
     }
 
     /// The responses that bring the peer to `set`, in sending order.
@@ -462,32 +571,40 @@ impl SotwServer {
             if state.waiting {
                 continue;
             }
-            let chosen: Vec<_> = set
-                .all(kind)
-                .filter(|(name, _)| state.wildcard || state.names.contains(*name))
-                .collect();
-            let print: Vec<(String, String)> = chosen.iter().map(|(n, e)| (n.to_string(), e.version.clone())).collect();
-            if state.sent.as_ref() == Some(&print) && !state.must_answer {
+            let map = set.map(kind);
+            if !state.must_answer && state.seen.as_ref().is_some_and(|seen| seen.is_same(map)) {
                 continue;
             }
-            // Types with explicit names have no removal in this protocol: an answer with fewer resources changes
-            // nothing at the peer, so a pure loss needs no message.
-            let lost_only = !kind.is_wildcard()
+            state.seen = Some(map.clone());
+            let chosen = if state.wildcard {
+                map.clone()
+            } else {
+                let found = state.names.iter().filter_map(|name| map.entry(name));
+                found.map(|(name, encoded)| (name.clone(), encoded.clone())).collect()
+            };
+            if let Some(sent) = &state.sent
                 && !state.must_answer
-                && state
-                    .sent
-                    .as_ref()
-                    .is_some_and(|old| print.iter().all(|p| old.contains(p)));
-            if lost_only {
-                state.sent = Some(print);
-                continue;
+            {
+                let is_same = |a: Option<&Arc<Encoded>>, b: Option<&Arc<Encoded>>| match (a, b) {
+                    (Some(a), Some(b)) => a.is_same(b),
+                    _ => false,
+                };
+                // Types with explicit names have no removal in this protocol: an answer with fewer resources changes
+                // nothing at the peer, so a pure loss needs no message.
+                let silent = |a: Option<&Arc<Encoded>>, b: Option<&Arc<Encoded>>| {
+                    is_same(a, b) || (b.is_none() && !kind.is_wildcard())
+                };
+                if sent.diff(&chosen).into_iter().all(|(_, a, b)| silent(a, b)) {
+                    state.sent = Some(chosen);
+                    continue;
+                }
             }
             state.must_answer = false;
             self.next_nonce += 1;
             state.nonce = self.next_nonce.to_string();
             state.waiting = true;
-            state.sent = Some(print);
-            let resources: Vec<_> = chosen.iter().map(|(_, e)| e.any.clone()).collect();
+            let resources: Vec<_> = chosen.values().map(|e| e.any(kind)).collect();
+            state.sent = Some(chosen);
             // Envoy warms changed clusters and waits for their endpoints, even if those are the same.
             if kind == ResourceType::Cluster
                 && let Some(endpoints) = self.types.get_mut(&ResourceType::Endpoints)

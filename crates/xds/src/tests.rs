@@ -111,7 +111,12 @@ fn versions_are_of_the_content() {
             .insert(listener.name.clone(), Arc::new(listener.clone()));
         ResourceSet::new(&snapshot, [], &istio(), previous)
     };
-    let version = |set: &ResourceSet| set.get(ResourceType::Listener, &listener.name).unwrap().version.clone();
+    let version = |set: &ResourceSet| {
+        set.get(ResourceType::Listener, &listener.name)
+            .unwrap()
+            .version()
+            .to_string()
+    };
     let first = set(&listener, None);
     // Protobuf maps have no order; the version does not depend on it.
     for _ in 0..8 {

@@ -133,9 +133,11 @@ impl Board {
 
     /// A stream ended.
     pub fn closed(&self, id: StreamId) {
-        self.lock().remove(&id);
+        let gone = self.lock().remove(&id);
         self.progress.send_replace(());
-        self.count_refusals();
+        for kind in gone.iter().flat_map(Row::refused) {
+            self.count_refusals(kind);
+        }
     }
 
     /// The hub computed the configuration of a revision; `changed` are types that the stream has to send.
@@ -155,6 +157,19 @@ impl Board {
         self.progress.send_replace(());
     }
 
+    /// A revision of the world changes nothing for these proxies.
+    pub fn unaffected(&self, ids: &[StreamId], revision: u64) {
+        let mut rows = self.lock();
+        for id in ids {
+            if let Some(row) = rows.get_mut(id) {
+                row.computed = revision;
+                row.settle();
+            }
+        }
+        drop(rows);
+        self.progress.send_replace(());
+    }
+
     /// How many proxies run at least `revision`, and how many there are.
     pub fn confirmed(&self, revision: u64) -> (usize, usize) {
         let rows = self.lock();
@@ -170,6 +185,12 @@ impl Board {
     pub fn event(&self, id: StreamId, event: StreamEvent) {
         let mut rows = self.lock();
         let Some(row) = rows.get_mut(&id) else { return };
+        let answered = match &event {
+            StreamEvent::Acked { kind, .. } | StreamEvent::Nacked { kind, .. } => Some(*kind),
+            _ => None,
+        };
+        let refused = |row: &Row| answered.is_some_and(|kind| row.types.get(&kind).is_some_and(|t| t.refused));
+        let before = refused(row);
         match event {
             StreamEvent::Subscribed { kind } => {
                 row.types.entry(kind).or_default().subscribed = true;
@@ -210,20 +231,18 @@ impl Board {
             // The key resolver is told by the stream.
             StreamEvent::UnknownKeys { .. } | StreamEvent::Closed => {}
         }
+        let changed = refused(row) != before;
         drop(rows);
         self.progress.send_replace(());
-        self.count_refusals();
+        if changed {
+            answered.into_iter().for_each(|kind| self.count_refusals(kind));
+        }
     }
 
-    fn count_refusals(&self) {
+    fn count_refusals(&self, kind: ResourceType) {
         let rows = self.lock();
-        for kind in ResourceType::ALL {
-            let refusing = rows
-                .values()
-                .filter(|r| r.types.get(&kind).is_some_and(|t| t.refused))
-                .count();
-            self.metrics.refusing(kind, refusing);
-        }
+        let refusing = rows.values().filter(|r| r.refused().any(|k| k == kind)).count();
+        self.metrics.refusing(kind, refusing);
     }
 
     /// Rows of `proxy-status`, sorted by proxy.
@@ -275,6 +294,11 @@ impl Board {
 }
 
 impl Row {
+    /// Types that the proxy refuses at the moment.
+    fn refused(&self) -> impl Iterator<Item = ResourceType> {
+        self.types.iter().filter(|(_, t)| t.refused).map(|(kind, _)| *kind)
+    }
+
     /// When nothing is on its way and nothing was refused, the proxy runs what was computed last.
     fn settle(&mut self) {
         let quiet = self

@@ -7,18 +7,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mantlet_model::{ProxySnapshot, Secret};
+use mantlet_model::{Secret, SharedSnapshot};
 use mantlet_translate::node::ProxyNode;
 use mantlet_translate::world::keys::KeySetNeed;
 use mantlet_translate::world::{Effect, World};
 use mantlet_translate::{Translator, mesh::Mesh};
 use mantlet_xds::encode::Options;
-use mantlet_xds::{Dialect, ResourceSet, ResourceType};
+use mantlet_xds::{Dialect, Encoder, ResourceSet, ResourceType};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::board::{Board, StreamId};
 use super::metrics::PilotMetrics;
-use super::secrets::{SecretKey, SecretWants, wanted_secrets};
+use super::secrets::{SecretKey, SecretNames, SecretWants};
 
 /// A change of the world.
 pub type Change = Box<dyn FnOnce(&mut World) -> Effect + Send>;
@@ -68,7 +68,7 @@ pub struct View<'a> {
     /// Revision of the world.
     pub revision: u64,
     /// Snapshots of connected proxies.
-    pub proxies: Vec<(&'a ProxyNode, &'a ProxySnapshot)>,
+    pub proxies: Vec<(&'a ProxyNode, &'a SharedSnapshot)>,
 }
 
 /// A handle to the hub; clones share it.
@@ -92,6 +92,7 @@ impl Hub {
             world: World::new(mesh),
             revision: 1,
             translator: Translator::default(),
+            encoder: Encoder::default(),
             proxies: BTreeMap::new(),
             secrets: HashMap::new(),
             next_id: 1,
@@ -177,8 +178,10 @@ struct Proxy {
     node: Arc<ProxyNode>,
     dialect: Dialect,
     identity: Option<mantlet_identity::SpiffeId>,
-    snapshot: ProxySnapshot,
+    snapshot: SharedSnapshot,
     sender: watch::Sender<Arc<ResourceSet>>,
+    /// Names of secrets in its snapshot.
+    named: SecretNames,
     /// Secrets that its snapshot refers to.
     secrets: BTreeSet<SecretKey>,
 }
@@ -187,6 +190,7 @@ struct State {
     world: World,
     revision: u64,
     translator: Translator,
+    encoder: Encoder,
     proxies: BTreeMap<StreamId, Proxy>,
     secrets: HashMap<SecretKey, Vec<Arc<Secret>>>,
     next_id: StreamId,
@@ -241,8 +245,9 @@ impl State {
                         node: subscriber.node,
                         dialect: subscriber.dialect,
                         identity: subscriber.identity,
-                        snapshot: ProxySnapshot::default(),
+                        snapshot: SharedSnapshot::default(),
                         sender,
+                        named: SecretNames::default(),
                         secrets: BTreeSet::new(),
                     },
                 );
@@ -297,7 +302,7 @@ impl State {
         let affected: Vec<StreamId> = self
             .proxies
             .iter()
-            .filter(|(id, p)| round.proxies.contains(id) || round.effect.touches(&p.node.namespace))
+            .filter(|(id, p)| round.proxies.contains(id) || round.effect.touches_pod(&p.node.namespace, &p.node.name))
             .map(|(id, _)| *id)
             .collect();
         let started = Instant::now();
@@ -306,14 +311,18 @@ impl State {
             self.board.moved();
             tell(&self.needs, self.world.needed_key_sets());
             tell(&self.accepted, accepted_trust_domains(self.world.mesh()));
-            self.metrics
-                .services
-                .set(self.world.visible_services("").count() as f64);
-            // Proxies that are not affected run this revision already.
-            let none = BTreeSet::new();
-            for id in self.proxies.keys().filter(|id| !affected.contains(id)) {
-                self.board.computed(*id, self.revision, &none);
+            if round.effect.outbound {
+                self.metrics
+                    .services
+                    .set(self.world.visible_services("").count() as f64);
             }
+            // Proxies that are not affected run this revision already.
+            let others: Vec<StreamId> = {
+                let affected: BTreeSet<&StreamId> = affected.iter().collect();
+                let all = self.proxies.keys().filter(|id| !affected.contains(id));
+                all.copied().collect()
+            };
+            self.board.unaffected(&others, self.revision);
         }
         for id in &affected {
             self.push_one(*id);
@@ -332,7 +341,7 @@ impl State {
         let snapshot = self.translator.snapshot(&self.world, &proxy.node);
         // Looking at everything is for whoever looks for a fault.
         let dangling = if tracing::enabled!(target: "ads", tracing::Level::DEBUG) {
-            snapshot.dangling()
+            snapshot.to_snapshot().dangling()
         } else {
             Vec::new()
         };
@@ -340,8 +349,9 @@ impl State {
             tracing::debug!(target: "ads", "{}: {from} refers to {missing}, which does not exist", proxy.node.display_name());
         }
         let mut secrets: Vec<Arc<Secret>> = Vec::new();
+        proxy.named.follow(&proxy.snapshot, &snapshot);
         let wanted = match &proxy.identity {
-            Some(identity) => wanted_secrets(&snapshot, identity),
+            Some(identity) => proxy.named.wanted(identity),
             None => BTreeSet::new(),
         };
         for key in &wanted {
@@ -354,7 +364,7 @@ impl State {
         let former = std::mem::replace(&mut proxy.secrets, wanted);
         let previous = proxy.sender.borrow().clone();
         let options = Options::new(proxy.dialect);
-        let fresh = ResourceSet::new(&snapshot, secrets, &options, Some(&previous));
+        let fresh = previous.next(&snapshot, secrets, &options, &mut self.encoder);
         let changed = changed_types(&previous, &fresh);
         proxy.snapshot = snapshot;
         self.board.computed(id, self.revision, &changed);
@@ -403,11 +413,11 @@ fn changed_types(old: &ResourceSet, new: &ResourceSet) -> BTreeSet<ResourceType>
     ResourceType::ALL
         .into_iter()
         .filter(|kind| {
-            old.len(*kind) != new.len(*kind)
-                || new.all(*kind).any(|(name, e)| {
-                    old.get(*kind, name)
-                        .is_none_or(|o| !Arc::ptr_eq(o, e) && o.version != e.version)
-                })
+            let mut changes = old.map(*kind).diff(new.map(*kind)).into_iter();
+            changes.any(|(_, before, after)| match (before, after) {
+                (Some(before), Some(after)) => !before.is_same(after),
+                _ => true,
+            })
         })
         .collect()
 }

@@ -4,7 +4,7 @@
 //! Keys are never logged. A secret that is missing, foreign or not allowed is simply absent from the response, so that only
 //! the server that names it cannot be used (S4.123).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,14 @@ use kube::runtime::watcher::{self, Event, watcher};
 use mantlet_identity::SpiffeId;
 use mantlet_model::cluster::ClusterTls;
 use mantlet_model::secret::{KeyBytes, SecretValue};
-use mantlet_model::{ProxySnapshot, Secret};
+use mantlet_model::{Cluster, Listener, Secret, SharedSnapshot};
 use mantlet_runtime::task::AbortOnDrop;
 use tokio::sync::mpsc;
 
 use super::hub::Hub;
 
+/// How names of secrets of the API server begin.
+const KUBERNETES: &str = "kubernetes://";
 /// How long a positive review counts.
 const ALLOWED_FOR: Duration = Duration::from_secs(300);
 /// How long a negative review counts.
@@ -67,34 +69,67 @@ impl SecretWants {
 /// The receiving end of [`SecretWants`].
 pub struct SecretRequests(mpsc::UnboundedReceiver<Want>);
 
-/// The secrets that a snapshot names and that this identity could be given: those of its own namespace.
-pub fn wanted_secrets(snapshot: &ProxySnapshot, identity: &SpiffeId) -> BTreeSet<SecretKey> {
-    let mut names: BTreeSet<&str> = BTreeSet::new();
-    for listener in snapshot.listeners.values() {
-        for tls in listener.all_chains().filter_map(|c| c.tls.as_ref()) {
-            names.insert(&tls.certificate);
-            names.extend(tls.trust_bundle.as_deref());
+/// Names of secrets of the API server that a snapshot refers to, with how often. Followed by differences, since a snapshot has thousands
+/// of resources and few of them name a secret.
+#[derive(Default)]
+pub struct SecretNames(BTreeMap<String, usize>);
+
+impl SecretNames {
+    /// From the names of one snapshot to those of the next.
+    pub fn follow(&mut self, old: &SharedSnapshot, new: &SharedSnapshot) {
+        for (_, before, after) in old.listeners.diff(&new.listeners) {
+            let names = |l: Option<&Arc<Listener>>, each: &mut dyn FnMut(&str)| {
+                for tls in l.iter().flat_map(|l| l.all_chains()).filter_map(|c| c.tls.as_ref()) {
+                    each(&tls.certificate);
+                    tls.trust_bundle.iter().for_each(|name| each(name));
+                }
+            };
+            names(after, &mut |name| self.add(name));
+            names(before, &mut |name| self.take(name));
+        }
+        for (_, before, after) in old.clusters.diff(&new.clusters) {
+            let names = |cluster: Option<&Arc<Cluster>>, each: &mut dyn FnMut(&str)| {
+                if let Some(ClusterTls::Always(tls) | ClusterTls::Auto(tls)) = cluster.map(|c| &c.tls) {
+                    tls.certificate.iter().for_each(|name| each(name));
+                    tls.trust_bundle.iter().for_each(|name| each(name));
+                }
+            };
+            names(after, &mut |name| self.add(name));
+            names(before, &mut |name| self.take(name));
         }
     }
-    for cluster in snapshot.clusters.values() {
-        if let ClusterTls::Always(tls) | ClusterTls::Auto(tls) = &cluster.tls {
-            names.extend(tls.certificate.as_deref());
-            names.extend(tls.trust_bundle.as_deref());
+
+    fn add(&mut self, name: &str) {
+        if name.starts_with(KUBERNETES) {
+            *self.0.entry(name.to_string()).or_default() += 1;
         }
     }
-    names
-        .into_iter()
-        .filter_map(|name| {
-            let path = name.strip_prefix("kubernetes://")?;
-            // `kubernetes://ns/name` must be of the proxy's own namespace (S4.122).
-            let foreign = path.split_once('/').is_some_and(|(ns, _)| ns != identity.namespace());
-            (!foreign).then(|| SecretKey {
-                resource: name.to_string(),
-                namespace: identity.namespace().to_string(),
-                service_account: identity.service_account().to_string(),
+
+    fn take(&mut self, name: &str) {
+        if let Some(count) = self.0.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(name);
+            }
+        }
+    }
+
+    /// The secrets that this identity could be given: those of its own namespace.
+    pub fn wanted(&self, identity: &SpiffeId) -> BTreeSet<SecretKey> {
+        self.0
+            .keys()
+            .filter_map(|name| {
+                let path = name.strip_prefix(KUBERNETES)?;
+                // `kubernetes://ns/name` must be of the proxy's own namespace (S4.122).
+                let foreign = path.split_once('/').is_some_and(|(ns, _)| ns != identity.namespace());
+                (!foreign).then(|| SecretKey {
+                    resource: name.clone(),
+                    namespace: identity.namespace().to_string(),
+                    service_account: identity.service_account().to_string(),
+                })
             })
-        })
-        .collect()
+            .collect()
+    }
 }
 
 /// Serves wants until the hub is gone.

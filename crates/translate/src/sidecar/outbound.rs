@@ -1,17 +1,18 @@
 //! The outbound side of sidecars: listeners, route tables, clusters and endpoints (SEMANTICS 6c).
 //!
 //! It depends on the client's namespace and labels only, so `Translator` builds it once for all proxies that share
-//! them; what is one proxy's own (its address among a headless service's pods) is taken away afterwards.
+//! them; what is one proxy's own (its address among a headless service's pods) is taken away afterwards. Clusters and endpoints are kept
+//! per host, and made anew for the hosts alone that a change can influence ([`World::touched_since`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use mantlet_model::ProxySnapshot;
 use mantlet_model::cluster::UpstreamProtocol;
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport};
 use mantlet_model::names::{self, ALPN_PLAIN_HTTP, ClusterName, Direction, OUTBOUND_PORT};
 use mantlet_model::route::{RouteTable, VirtualHost};
+use mantlet_model::{SharedMap, SharedSnapshot};
 
 use crate::cluster::{self, Side};
 use crate::destination_rule::{Client, applied, specificity};
@@ -21,95 +22,194 @@ use crate::protocol::Protocol;
 use crate::route;
 use crate::virtual_service::{self, MESH_GATEWAY, Place};
 use crate::world::World;
+use crate::world::journal::{Hosts, Touched};
 use crate::world::service::{Resolution, Service, ServicePort};
 
 /// Ports of the proxy itself, where no wildcard listener may sit.
 const RESERVED: [u16; 9] = [15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
 
-/// Everything but the route tables, which know clients by namespace (short host names).
+/// Everything but the route tables, which know clients by namespace (short host names). It is brought up to date by what has
+/// changed since, and what did not change keeps its `Arc`.
 #[derive(Clone, Debug, Default)]
 pub struct Common {
     /// Listeners, clusters and endpoints; no routes.
-    pub snapshot: ProxySnapshot,
+    pub snapshot: SharedSnapshot,
+    /// Grows when route tables have to be made anew.
+    pub listing: u64,
+    /// Outbound revision of the world; `None` before the first.
+    revision: Option<u64>,
+    /// Names of the clusters of each host.
+    owned: HashMap<String, Vec<Arc<str>>>,
     /// Ports with a table of all their services.
     http: BTreeSet<u16>,
     /// Inspected ports with a table of their own.
     sniffed: Vec<(Arc<Service>, u16)>,
 }
 
-/// Builds the outbound side for clients in a namespace.
-pub fn build(world: &World, client: Client<'_>) -> ProxySnapshot {
-    let common = common(world, client);
-    with_routes(world, client, &common)
-}
-
 /// Whether clients of a namespace see the same listeners, clusters and endpoints as clients of any other: it has no
-/// rules of its own, and nothing in the world is exported to some namespaces only.
-pub fn is_common(world: &World, namespace: &str) -> bool {
-    namespace != world.mesh().root_namespace && world.destination_rules(namespace).is_empty() && world.all_exported()
+/// rules of its own, and nothing in the world is exported to some namespaces only (`all_exported`).
+pub fn is_common(world: &World, namespace: &str, all_exported: bool) -> bool {
+    namespace != world.mesh().root_namespace && world.destination_rules(namespace).is_empty() && all_exported
 }
 
-/// Builds what does not depend on names that clients use.
-pub fn common(world: &World, client: Client<'_>) -> Common {
-    let mesh = world.mesh();
-    let mut out = ProxySnapshot::default();
-    let mut wildcard = Wildcards::default();
-    for service in world.visible_services(client.namespace) {
-        let rules = applied(world, client, service);
-        for port in &service.ports {
-            for (cluster, endpoints) in cluster::outbound(world, Side::Sidecar, service, port, rules.as_ref()) {
-                if let Some(endpoints) = endpoints {
-                    out.endpoints.insert(cluster.name.clone(), Arc::new(endpoints));
+impl Common {
+    /// Brings it to the world as it is, for a client that sees nothing but what is common, or for one kind of clients.
+    pub fn update(&mut self, world: &World, client: Client<'_>) {
+        if self.revision == Some(world.outbound_revision()) {
+            return;
+        }
+        let touched = match self.revision {
+            Some(revision) => world.touched_since(revision),
+            None => Touched {
+                hosts: Hosts::All,
+                listing: true,
+            },
+        };
+        self.revision = Some(world.outbound_revision());
+        let mut relist = touched.listing;
+        match touched.hosts {
+            Hosts::These(hosts) => {
+                for host in hosts {
+                    relist |= self.host(world, client, &host);
                 }
-                out.clusters.insert(cluster.name.clone(), Arc::new(cluster));
             }
-            add_listeners(world, service, port, &mut wildcard, &mut out);
+            Hosts::All => {
+                relist = true;
+                let gone: Vec<String> = self.owned.keys().cloned().collect();
+                for host in gone
+                    .iter()
+                    .filter(|host| world.service(host, client.namespace).is_none())
+                {
+                    self.host(world, client, host);
+                }
+                for service in world.visible_services(client.namespace) {
+                    self.host(world, client, &service.host);
+                }
+                let mesh = world.mesh();
+                for cluster in [
+                    cluster::original_destination(names::PASSTHROUGH.into(), mesh, UpstreamProtocol::Downstream, None),
+                    cluster::black_hole(mesh),
+                ] {
+                    let name = cluster.name.clone();
+                    put(&mut self.snapshot.clusters, &name, cluster);
+                }
+            }
+        }
+        if relist {
+            self.relist(world, client, touched.listing);
         }
     }
-    for cluster in [
-        cluster::original_destination(names::PASSTHROUGH.into(), mesh, UpstreamProtocol::Downstream, None),
-        cluster::black_hole(mesh),
-    ] {
-        out.clusters.insert(cluster.name.clone(), Arc::new(cluster));
-    }
-    for port in &wildcard.http {
-        let listener = wildcard_http(mesh, *port);
-        out.listeners.insert(listener.name.clone(), Arc::new(listener));
-    }
-    for (port, chains) in wildcard.other {
-        // HTTP on the same wildcard port wins (S6.21); its fall-through still lets the bytes pass.
-        if !wildcard.http.contains(&port) {
-            let listener = wildcard_other(mesh, port, chains);
-            out.listeners.insert(listener.name.clone(), Arc::new(listener));
+
+    /// Clusters and endpoints of one host; whether listeners may depend on its endpoints.
+    fn host(&mut self, world: &World, client: Client<'_>, host: &str) -> bool {
+        let former = self.owned.remove(host).unwrap_or_default();
+        let (clusters, endpoints) = (&mut self.snapshot.clusters, &mut self.snapshot.endpoints);
+        let mut owned: Vec<Arc<str>> = Vec::new();
+        let mut with_endpoints: BTreeSet<String> = BTreeSet::new();
+        let service = world.service(host, client.namespace);
+        if let Some(service) = service {
+            let rules = applied(world, client, service);
+            for port in &service.ports {
+                for (cluster, members) in cluster::outbound(world, Side::Sidecar, service, port, rules.as_ref()) {
+                    let name = cluster.name.clone();
+                    if let Some(members) = members {
+                        with_endpoints.insert(name.clone());
+                        put(endpoints, &name, members);
+                    }
+                    put(clusters, &name, cluster);
+                    owned.extend(clusters.entry(&name).map(|(name, _)| name.clone()));
+                }
+            }
         }
+        for name in former.iter().chain(&owned) {
+            if !with_endpoints.contains(&**name) {
+                endpoints.remove(name);
+            }
+            if !owned.contains(name) {
+                clusters.remove(name);
+            }
+        }
+        if !owned.is_empty() {
+            self.owned.insert(host.to_string(), owned);
+        }
+        service.is_some_and(|s| s.kubernetes && s.resolution == Resolution::OriginalDestination)
     }
-    let capture = virtual_outbound(mesh);
-    out.listeners.insert(capture.name.clone(), Arc::new(capture));
-    Common {
-        snapshot: out,
-        http: wildcard.http,
-        sniffed: wildcard.sniffed,
+
+    /// Listeners, and what route tables are made for. `changed`: the tables themselves are out of date.
+    fn relist(&mut self, world: &World, client: Client<'_>, changed: bool) {
+        let mesh = world.mesh();
+        let mut out = BTreeMap::new();
+        let mut wildcard = Wildcards::default();
+        for service in world.visible_services(client.namespace) {
+            for port in &service.ports {
+                add_listeners(world, service, port, &mut wildcard, &mut out);
+            }
+        }
+        for port in &wildcard.http {
+            let listener = wildcard_http(mesh, *port);
+            out.insert(listener.name.clone(), listener);
+        }
+        for (port, chains) in wildcard.other {
+            // HTTP on the same wildcard port wins (S6.21); its fall-through still lets the bytes pass.
+            if !wildcard.http.contains(&port) {
+                let listener = wildcard_other(mesh, port, chains);
+                out.insert(listener.name.clone(), listener);
+            }
+        }
+        let capture = virtual_outbound(mesh);
+        out.insert(capture.name.clone(), capture);
+        settle(&mut self.snapshot.listeners, out);
+        if changed || self.http != wildcard.http || self.sniffed != wildcard.sniffed {
+            self.listing += 1;
+            self.http = wildcard.http;
+            self.sniffed = wildcard.sniffed;
+        }
     }
 }
 
-/// Adds the route tables of clients in a namespace.
-pub fn with_routes(world: &World, client: Client<'_>, common: &Common) -> ProxySnapshot {
-    let mut out = common.snapshot.clone();
+/// Sets a value, unless an equal one is there.
+pub(crate) fn put<T: PartialEq>(map: &mut SharedMap<T>, name: &str, value: T) {
+    if map.get(name).is_none_or(|former| **former != value) {
+        map.insert(name, Arc::new(value));
+    }
+}
+
+/// Makes a map hold these values; equal ones stay as they are.
+pub(crate) fn settle<T: PartialEq>(map: &mut SharedMap<T>, values: BTreeMap<String, T>) {
+    let gone: Vec<Arc<str>> = map
+        .keys()
+        .filter(|name| !values.contains_key(&***name))
+        .cloned()
+        .collect();
+    for name in gone {
+        map.remove(&name);
+    }
+    for (name, value) in values {
+        put(map, &name, value);
+    }
+}
+
+/// The route tables of clients in a namespace.
+pub fn routes(world: &World, client: Client<'_>, common: &Common) -> BTreeMap<String, RouteTable> {
     let services: Vec<&Arc<Service>> = world.visible_services(client.namespace).collect();
     let tables = Tables::new(world, client, &services);
-    for port in &common.http {
-        out.routes.insert(port.to_string(), Arc::new(tables.port_table(*port)));
-    }
-    for (service, port) in &common.sniffed {
-        let table = tables.single_table(service, *port);
-        out.routes.insert(table.name.clone(), Arc::new(table));
-    }
-    out
+    let ports = common.http.iter().map(|port| tables.port_table(*port));
+    let single = common
+        .sniffed
+        .iter()
+        .map(|(service, port)| tables.single_table(service, *port));
+    ports.chain(single).map(|table| (table.name.clone(), table)).collect()
 }
 
-/// Takes away what a proxy must not have: listeners on its own address (S6.22).
-pub fn without_own_address(out: &mut ProxySnapshot, own: IpAddr) {
-    out.listeners.retain(|_, l| l.address.ip() != own);
+/// Takes away what a proxy must not have: listeners on its own address (S6.22), which their names begin with.
+pub fn without_own_address(listeners: &mut SharedMap<Listener>, own: IpAddr) {
+    let names: Vec<Arc<str>> = listeners
+        .with_prefix(&format!("{own}_"))
+        .map(|(name, _)| name.clone())
+        .collect();
+    for name in names {
+        listeners.remove(&name);
+    }
 }
 
 /// Listeners and tables that several services share.
@@ -128,7 +228,7 @@ fn add_listeners(
     service: &Arc<Service>,
     port: &ServicePort,
     wildcard: &mut Wildcards,
-    out: &mut ProxySnapshot,
+    out: &mut BTreeMap<String, Listener>,
 ) {
     let mesh = world.mesh();
     if port.protocol.is_http() {
@@ -192,7 +292,7 @@ fn add_listeners(
         } else {
             plain(mesh, name, SocketAddr::new(ip, port.number), cluster.clone())
         };
-        out.listeners.insert(listener.name.clone(), Arc::new(listener));
+        out.insert(listener.name.clone(), listener);
     }
     if sniffed {
         wildcard.sniffed.push((service.clone(), port.number));

@@ -71,22 +71,22 @@ impl World {
             let mut rules = space.request.iter().flat_map(|c| &c.spec.jwt_rules);
             if rules.any(|r| is_fetched(r) && r.issuer == issuer && r.jwks_uri == jwks_uri) {
                 if *name == self.mesh.root_namespace {
-                    return Effect {
-                        outbound: false,
+                    return self.stamped(Effect {
                         inbound: Scope::All,
-                    };
+                        ..Effect::NONE
+                    });
                 }
                 spaces.insert(name.clone());
             }
         }
-        Effect {
-            outbound: false,
+        self.stamped(Effect {
             inbound: if spaces.is_empty() {
                 Scope::None
             } else {
                 Scope::Namespaces(spaces)
             },
-        }
+            ..Effect::NONE
+        })
     }
 
     /// The fetched key set of an issuer and address.

@@ -201,8 +201,13 @@ impl World {
             // Clients follow the modes of servers.
             outbound: peer,
             inbound,
+            ..Effect::NONE
         };
-        if peer { self.changed_outbound(effect) } else { effect }
+        if peer {
+            self.changed_outbound(effect)
+        } else {
+            self.stamped(effect)
+        }
     }
 }
 

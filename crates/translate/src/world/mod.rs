@@ -4,6 +4,7 @@
 //! are shared between clones. Every change says what it can influence ([`Effect`]), so that only affected proxies are
 //! looked at. No clock, no I/O, and no object is kept in full: only what translation reads.
 
+pub mod journal;
 pub mod keys;
 mod legacy;
 pub mod object;
@@ -25,6 +26,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::mesh::Mesh;
+use journal::Touch;
 use service::Service;
 use workload::Workload;
 
@@ -184,6 +186,8 @@ pub struct Effect {
     pub outbound: bool,
     /// Inbound configuration of the proxies in these namespaces.
     pub inbound: Scope,
+    /// Inbound configuration of these pods' proxies: namespace and name.
+    pub pods: BTreeSet<(String, String)>,
 }
 
 /// Namespaces.
@@ -213,6 +217,7 @@ impl Effect {
     const NONE: Effect = Effect {
         outbound: false,
         inbound: Scope::None,
+        pods: BTreeSet::new(),
     };
 
     /// Everything.
@@ -220,6 +225,7 @@ impl Effect {
         Effect {
             outbound: true,
             inbound: Scope::All,
+            ..Effect::NONE
         }
     }
 
@@ -227,6 +233,7 @@ impl Effect {
         Effect {
             outbound,
             inbound: Scope::Namespaces(BTreeSet::from([namespace.to_string()])),
+            ..Effect::NONE
         }
     }
 
@@ -238,6 +245,7 @@ impl Effect {
     /// Adds another change's influence.
     pub fn merge(&mut self, other: Effect) {
         self.outbound |= other.outbound;
+        self.pods.extend(other.pods);
         self.inbound = match (std::mem::take(&mut self.inbound), other.inbound) {
             (Scope::All, _) | (_, Scope::All) => Scope::All,
             (Scope::None, scope) | (scope, Scope::None) => scope,
@@ -248,9 +256,15 @@ impl Effect {
         };
     }
 
-    /// Whether a proxy in this namespace is affected.
+    /// Whether a proxy in this namespace is affected, whatever its pod.
     pub fn touches(&self, namespace: &str) -> bool {
         self.outbound || self.inbound.contains(namespace)
+    }
+
+    /// Whether the proxy of a pod is affected.
+    pub fn touches_pod(&self, namespace: &str, pod: &str) -> bool {
+        let own = || self.pods.iter().any(|(n, p)| n == namespace && p == pod);
+        self.touches(namespace) || own()
     }
 }
 
@@ -284,6 +298,8 @@ pub struct Namespace {
     /// What of a ServiceEntry is not in force, by its name; every one that is known has an entry.
     entry_problems: BTreeMap<String, Vec<String>>,
     slices: BTreeMap<String, BTreeMap<String, Arc<Slice>>>,
+    /// The Service of each slice.
+    slice_services: BTreeMap<String, String>,
     pods: BTreeMap<String, Arc<Workload>>,
     peer: Configs<PeerAuthentication>,
     authz: Configs<AuthorizationPolicy>,
@@ -304,6 +320,7 @@ pub struct World {
     /// Services by host, best first (S6.52).
     hosts: Arc<BTreeMap<String, Vec<Arc<Service>>>>,
     outbound_revision: u64,
+    journal: journal::Journal,
     /// Objects of former kinds; what they become is among the policies.
     former: Arc<crate::legacy::Former>,
     /// Fetched key sets.
@@ -324,11 +341,6 @@ impl World {
         &self.mesh
     }
 
-    /// Grows with every change that can influence outbound configuration.
-    pub fn outbound_revision(&self) -> u64 {
-        self.outbound_revision
-    }
-
     // Changes.
 
     /// Replaces the mesh settings.
@@ -338,8 +350,7 @@ impl World {
         }
         self.mesh = Arc::new(mesh);
         self.convert_all_former();
-        self.outbound_revision += 1;
-        Effect::all()
+        self.changed_outbound(Effect::all())
     }
 
     /// Adds or replaces a Service.
@@ -368,6 +379,7 @@ impl World {
         if old == new {
             return Effect::NONE;
         }
+        let hosts: BTreeSet<String> = old.iter().chain(&new).map(|s| s.host.clone()).collect();
         if let Some(old) = &old {
             self.unlist_host(old);
         }
@@ -383,7 +395,7 @@ impl World {
         if let Some(new) = new {
             self.list_host(new);
         }
-        let mut effect = self.changed_outbound(Effect::of(true, namespace));
+        let mut effect = self.changed_listing(Effect::of(true, namespace), hosts);
         effect.merge(self.reconvert_service(namespace));
         effect
     }
@@ -412,13 +424,13 @@ impl World {
 
     fn put_slice(&mut self, namespace: &str, name: &str, new: Option<(String, Arc<Slice>)>) -> Effect {
         let old = self.namespaces.get(namespace).and_then(|n| {
-            n.slices
-                .iter()
-                .find_map(|(service, slices)| Some((service.clone(), slices.get(name)?.clone())))
+            let service = n.slice_services.get(name)?;
+            Some((service.clone(), n.slices.get(service)?.get(name)?.clone()))
         });
         if old == new {
             return Effect::NONE;
         }
+        let services: BTreeSet<String> = old.iter().chain(&new).map(|(service, _)| service.clone()).collect();
         let space = self.namespace_mut(namespace);
         if let Some((service, _)) = old
             && let Some(slices) = space.slices.get_mut(&service)
@@ -427,14 +439,18 @@ impl World {
             if slices.is_empty() {
                 space.slices.remove(&service);
             }
+            space.slice_services.remove(name);
         }
         if let Some((service, slice)) = new {
+            space.slice_services.insert(name.to_string(), service.clone());
             space.slices.entry(service).or_default().insert(name.to_string(), slice);
         }
-        self.changed_outbound(Effect {
+        let effect = Effect {
             outbound: true,
-            inbound: Scope::None,
-        })
+            ..Effect::NONE
+        };
+        let touches = services.into_iter().map(|s| Touch::Slices(namespace.to_string(), s));
+        self.changed_clusters(effect, touches)
     }
 
     /// Adds or replaces a pod.
@@ -464,7 +480,13 @@ impl World {
             Some(workload) => pods.insert(name.to_string(), workload),
             None => pods.remove(name),
         };
-        let mut effect = self.changed_outbound(Effect::of(true, namespace));
+        let effect = Effect {
+            outbound: true,
+            pods: BTreeSet::from([(namespace.to_string(), name.to_string())]),
+            ..Effect::NONE
+        };
+        let touch = Touch::Pod(namespace.to_string(), name.to_string());
+        let mut effect = self.changed_clusters(effect, [touch]);
         effect.merge(self.reconvert(namespace));
         effect
     }
@@ -593,6 +615,7 @@ impl World {
         if old == new {
             return Effect::NONE;
         }
+        let hosts: BTreeSet<String> = old.iter().chain(&new).map(|s| s.host.clone()).collect();
         for service in &old {
             self.unlist_host(service);
         }
@@ -605,7 +628,7 @@ impl World {
         for service in new {
             self.list_host(service);
         }
-        self.changed_outbound(Effect::of(true, namespace))
+        self.changed_listing(Effect::of(true, namespace), hosts)
     }
 
     fn config_effect(&mut self, kind: Kind, namespace: &str) -> Effect {
@@ -614,23 +637,20 @@ impl World {
         } else {
             Scope::Namespaces(BTreeSet::from([namespace.to_string()]))
         };
+        let of = |outbound| Effect {
+            outbound,
+            inbound: inbound.clone(),
+            ..Effect::NONE
+        };
         match kind {
-            Kind::AuthorizationPolicy | Kind::RequestAuthentication => Effect {
-                outbound: false,
-                inbound,
-            },
+            Kind::AuthorizationPolicy | Kind::RequestAuthentication => self.stamped(of(false)),
+            // Clients follow the modes of servers.
+            Kind::PeerAuthentication if inbound == Scope::All => self.changed_all_clusters(of(true)),
+            Kind::PeerAuthentication => self.changed_clusters(of(true), [Touch::Namespace(namespace.to_string())]),
             // A Gateway selects pods of any namespace.
-            Kind::Gateway | Kind::VirtualService => self.changed_outbound(Effect::all()),
-            _ => self.changed_outbound(Effect {
-                outbound: true,
-                inbound,
-            }),
+            Kind::Gateway | Kind::VirtualService => self.changed_listing(Effect::all(), []),
+            _ => self.changed_outbound(of(true)),
         }
-    }
-
-    fn changed_outbound(&mut self, effect: Effect) -> Effect {
-        self.outbound_revision += 1;
-        effect
     }
 
     fn namespace_mut(&mut self, name: &str) -> &mut Namespace {

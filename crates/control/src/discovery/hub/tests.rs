@@ -68,7 +68,7 @@ async fn what_queues_up_during_a_push_is_pushed_once() {
     let after = admitted.resources.borrow_and_update().clone();
     let version = |set: &ResourceSet| {
         set.get(ResourceType::Listener, "virtualInbound")
-            .map(|e| e.version.clone())
+            .map(|e| e.version().to_string())
     };
     assert_ne!(version(&before), version(&after));
 }
