@@ -1,8 +1,9 @@
-//! Developer tasks that keep the house in order: `layers`, `tidy`.
+//! Developer tasks that keep the house in order: `layers`, `tidy`, `bounds`.
 //!
 //! Called by `.ci/run` and by hand (`cargo run -p xtask -- <task>`). It knows nothing of the product's code beyond file
 //! names and cargo metadata.
 
+mod bounds;
 mod layers;
 mod tidy;
 
@@ -13,10 +14,15 @@ fn main() -> ExitCode {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let problems = match std::env::args().nth(1).as_deref() {
         Some("layers") => layers::check(&root),
-        Some("tidy") => tidy::check(&root),
+        Some("tidy") => tidy::check(&root).and_then(|mut problems| {
+            problems.extend(bounds::check(&root)?);
+            Ok(problems)
+        }),
+        Some("bounds") => bounds::write(&root),
         other => {
             eprintln!(
-                "unknown task {other:?}; tasks: layers (allowed dependencies), tidy (module heads, sizes, links)"
+                "unknown task {other:?}; tasks: layers (allowed dependencies), tidy (module heads, sizes, links, bounds), \
+                 bounds (writes their table)"
             );
             return ExitCode::from(2);
         }

@@ -514,3 +514,225 @@ fn material_that_does_not_fit_together_is_refused() {
     assert!(TlsIdentity::from_csr_response(&[], &key, provider()).is_err());
     assert!(TlsIdentity::from_csr_response(&["x".into(), "y".into()], &key, provider()).is_err());
 }
+
+/// A client that would resume gets nothing to resume with; once the root is gone, the former session opens nothing.
+#[test]
+fn reg_98_no_session_outlives_its_root() {
+    let (old, new) = (root(), root());
+    let both = old.bundle().union(new.bundle()).unwrap();
+    let client = workload(&old, "sleep").with_bundle(both.clone());
+    let before = workload(&old, "customers").with_bundle(both);
+    let after = before.with_bundle(new.bundle().clone());
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let usual = client.client(&client_options(&[])).unwrap();
+        let verifier =
+            mantlet_identity::SpiffeServerVerifier::new(client.bundle(), ExpectedServer::ChainOnly, &provider());
+        let mut eager = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(usual.client_auth_cert_resolver.clone());
+        eager.resumption = rustls::client::Resumption::in_memory_sessions(8);
+        let eager = Arc::new(eager);
+        for _ in 0..2 {
+            let done = handshake(&before, &server_options(), eager.clone()).unwrap();
+            assert_eq!(done.server.handshake_kind(), Some(HandshakeKind::Full));
+        }
+        let (side, error) = handshake(&after, &server_options(), eager).map(|_| ()).unwrap_err();
+        assert_eq!(side, "server");
+        assert!(matches!(error, rustls::Error::InvalidCertificate(_)), "{error}");
+    }
+}
+
+#[test]
+fn reg_99_a_spiffe_text_in_another_kind_of_name_is_no_identity() {
+    let ca = Careless::new("root");
+    let name = id("sleep");
+    let name = name.as_str();
+    for other in [
+        SanType::DnsName(name.try_into().unwrap()),
+        SanType::Rfc822Name(name.try_into().unwrap()),
+    ] {
+        let certificate = ca.leaf(&[], |p| p.subject_alt_names = vec![other]);
+        let error = refused_client(&certificate, &ca);
+        assert!(
+            matches!(identity_error(&error), Some(PeerIdentityError::NoSpiffeId)),
+            "{error}"
+        );
+        let error = refused_server(&certificate, &ca, &[name]);
+        let unexpected = matches!(identity_error(&error), Some(PeerIdentityError::UnexpectedServer { .. }));
+        assert!(unexpected, "{error}");
+    }
+}
+
+/// Keys are certified for a purpose, on both sides.
+#[test]
+fn reg_100_certificates_are_used_for_what_they_are_issued_for() {
+    let ca = Careless::new("root");
+    let want = id("sleep");
+    let with = |usages: Vec<ExtendedKeyUsagePurpose>| ca.leaf(&[want.as_str()], |p| p.extended_key_usages = usages);
+    let (client, server) = (ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth);
+    for usages in [vec![server.clone()], vec![ExtendedKeyUsagePurpose::CodeSigning]] {
+        let error = refused_client(&with(usages), &ca);
+        assert!(matches!(error, rustls::Error::InvalidCertificate(_)), "{error}");
+    }
+    for usages in [vec![client.clone()], vec![ExtendedKeyUsagePurpose::OcspSigning]] {
+        let error = refused_server(&with(usages), &ca, &[want.as_str()]);
+        assert!(matches!(error, rustls::Error::InvalidCertificate(_)), "{error}");
+    }
+    meet(&with(vec![server]), &with(vec![client]), &[want.as_str()]).unwrap();
+}
+
+/// What one reader ends at a NUL, another reads on: such a certificate is nobody's.
+#[test]
+fn reg_101_names_with_control_characters_make_a_certificate_unusable() {
+    let ca = Careless::new("root");
+    let good = id("sleep");
+    let odd = [
+        format!("{}\0.evil", good.as_str()),
+        format!("{}\n", good.as_str()),
+        format!("{}\x7f", good.as_str()),
+    ];
+    let issuer = rcgen::Issuer::from_ca_cert_der(&ca.certificate, ca.key.clone()).unwrap();
+    let key = PrivateKey::generate(Default::default()).unwrap();
+    let sign = |names: Vec<SanType>| {
+        let mut params = leaf_params(&[]);
+        params.subject_alt_names = names;
+        params.signed_by(&key, &issuer).unwrap()
+    };
+    let uri = |text: &str| SanType::URI(text.try_into().unwrap());
+    for text in &odd {
+        for names in [
+            vec![uri(text)],
+            vec![SanType::DnsName(text.as_str().try_into().unwrap()), uri(good.as_str())],
+        ] {
+            let leaf = sign(names);
+            let read = mantlet_identity::PeerCertificate::parse(leaf.der()).map(|c| c.spiffe_id());
+            assert!(!matches!(read, Ok(Ok(_))), "{text:?}: {read:?}");
+        }
+    }
+    assert!(mantlet_identity::PeerCertificate::parse(sign(vec![uri(good.as_str())]).der()).is_ok());
+}
+
+#[test]
+fn reg_102_wildcards_cover_one_label_of_a_host_and_no_identity() {
+    let ca = Careless::new("root");
+    let client = ca.leaf(&[id("sleep").as_str()], |_| {});
+    let options = ServerTlsOptions {
+        client_auth: ClientAuth::None,
+        ..server_options()
+    };
+    let accepted = |presented: SanType, expected: &str| {
+        let server = ca.leaf(&[], |p| p.subject_alt_names = vec![presented]);
+        handshake(&server, &options, client.client(&client_options(&[expected])).unwrap()).is_ok()
+    };
+    let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+    assert!(accepted(dns("*.example.com"), "a.example.com"));
+    for expected in ["a.b.example.com", "example.com", ".example.com", "a.example.org"] {
+        assert!(!accepted(dns("*.example.com"), expected), "{expected}");
+    }
+    assert!(!accepted(dns("*.com"), "example.com"));
+    let name = id("sleep");
+    for presented in [
+        "spiffe://cluster.local/ns/default/sa/*",
+        "spiffe://cluster.local/*",
+        "spiffe://*/ns/default/sa/sleep",
+    ] {
+        assert!(
+            !accepted(SanType::URI(presented.try_into().unwrap()), name.as_str()),
+            "{presented}"
+        );
+        // Nor does it get a client in.
+        assert!(
+            identity_error(&refused_client(&ca.leaf(&[presented], |_| {}), &ca)).is_some(),
+            "{presented}"
+        );
+    }
+}
+
+#[test]
+fn reg_103_two_names_are_no_name() {
+    let ca = Careless::new("root");
+    let (one, other) = (id("sleep"), id("admin"));
+    for uris in [
+        [one.as_str(), other.as_str()],
+        [other.as_str(), one.as_str()],
+        [one.as_str(), one.as_str()],
+    ] {
+        let certificate = ca.leaf(&uris, |_| {});
+        let expected = Some(&PeerIdentityError::SeveralUris(2));
+        assert_eq!(identity_error(&refused_client(&certificate, &ca)), expected);
+        for wanted in [&[one.as_str()][..], &[]] {
+            assert_eq!(identity_error(&refused_server(&certificate, &ca, wanted)), expected);
+        }
+    }
+}
+
+/// 100 intermediates of one name and one key, each signed by all others' key: a builder of paths must give up early.
+#[test]
+fn reg_108_a_maze_of_intermediates_costs_little() {
+    let ca = Careless::new("root");
+    let good = ca.leaf(&[id("customers").as_str()], |_| {});
+    let key = PrivateKey::generate(Default::default()).unwrap();
+    let stranger = Careless::new("root");
+    let maze: Vec<_> = (0..100)
+        .map(|_| stranger.intermediate(|p| p.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained)))
+        .collect();
+    let last = rcgen::Issuer::from_ca_cert_der(&maze[0].certificate, maze[0].key.clone()).unwrap();
+    let leaf = leaf_params(&[id("sleep").as_str()]).signed_by(&key, &last).unwrap();
+    let mut chain = vec![leaf.der().clone()];
+    chain.extend(maze.iter().map(|m| m.certificate.clone()));
+    let client = TlsIdentity::new(chain, &key, ca.bundle(), provider()).unwrap();
+    match handshake(&good, &server_options(), client.client(&client_options(&[])).unwrap()) {
+        Ok(_) => panic!("a stranger was let in"),
+        Err((side, _)) => assert_eq!(side, "server"),
+    }
+}
+
+#[test]
+fn reg_116_identities_have_one_spelling() {
+    assert!(SpiffeId::parse("spiffe://cluster.local/ns/default/sa/sleep").is_ok());
+    for text in [
+        "SPIFFE://cluster.local/ns/default/sa/sleep",
+        "spiffe://Cluster.local/ns/default/sa/sleep",
+        "spiffe://cluster.local/ns/default/sa/../sa/sleep",
+        "spiffe://cluster.local/ns/default/./sa/sleep",
+        "spiffe://cluster.local//ns/default/sa/sleep",
+        "spiffe://cluster.local/ns//sa/sleep",
+        "spiffe://cluster.local/ns/default/sa/sleep/",
+        "spiffe://cluster.local/ns/default/sa/sl%65ep",
+        "spiffe://cluster.local/ns/default/sa/sleep?x",
+        "spiffe://cluster.local/ns/default/sa/sleep#x",
+        "spiffe://cluster.local:443/ns/default/sa/sleep",
+        "spiffe://user@cluster.local/ns/default/sa/sleep",
+        "spiffe:///ns/default/sa/sleep",
+        "spiffe://cluster.local",
+        "",
+    ] {
+        assert!(SpiffeId::parse(text).is_err(), "{text:?}");
+    }
+    let long = format!("spiffe://cluster.local/ns/default/sa/{}", "a".repeat(2048));
+    assert!(SpiffeId::parse(&long).is_err());
+}
+
+/// Whoever signs for us does not speak for others, and what others sign is not ours, whatever its name says.
+#[test]
+fn reg_117_trust_domains_are_not_mixed_up() {
+    let (own, partner) = (Careless::new("own"), Careless::new("partner"));
+    for name in [
+        "spiffe://partner.example/ns/a/sa/b",
+        "spiffe://old.local.evil/ns/a/sa/b",
+        "spiffe://local/ns/a/sa/b",
+    ] {
+        let error = refused_client(&own.leaf(&[name], |_| {}), &own);
+        let foreign = matches!(
+            identity_error(&error),
+            Some(PeerIdentityError::ForeignTrustDomain { .. })
+        );
+        assert!(foreign, "{name}: {error}");
+    }
+    let posing = partner.leaf(&[id("sleep").as_str()], |_| {}).with_bundle(own.bundle());
+    let error = refused_client(&posing, &own);
+    assert!(identity_error(&error).is_none(), "it must fail in the chain: {error}");
+}
