@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: demo test bench bench-control differential fuzz build check fmt clippy layers tidy docs
+.PHONY: demo test bench instructions bench-control differential fuzz build check fmt clippy layers tidy docs
 
 demo:            ## cluster + mesh + security lab on this machine, with a table of results (KEEP=1 leaves it running)
 	@scripts/deps demo
@@ -24,6 +24,10 @@ bench-control:   ## the control plane with 100 and 1,000 sidecars on 500 and 2,0
 	cargo build --locked --profile dist -p mantlet-control -p bench-fleet
 	@out=bench/results/control-$$(date -u +%Y%m%dT%H%M%S).json; \
 	  target/dist/bench-fleet run --mantletd target/dist/mantletd --out $$out $(ARGS) && cp $$out bench/results/control-latest.json
+
+instructions:    ## fixed work, counted; fails on a tenth more than bench/instructions.json
+	@scripts/deps test
+	bench/instructions
 
 differential:    ## N generated cases against a real Envoy (SEED=number or random)
 	@scripts/deps test

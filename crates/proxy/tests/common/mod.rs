@@ -40,6 +40,15 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn start(workload: &str, workers: usize) -> Proxy {
+        let tuning = Tuning {
+            workers,
+            handshake_timeout: Duration::from_secs(5),
+            ..Tuning::default()
+        };
+        Proxy::tuned(workload, tuning)
+    }
+
+    pub fn tuned(workload: &str, tuning: Tuning) -> Proxy {
         let destination = Arc::new(Mutex::new(SocketAddr::from(([127, 0, 0, 1], 9))));
         let hook = destination.clone();
         let local = PeerLabels {
@@ -51,11 +60,6 @@ impl Proxy {
         };
         let node = format!("sidecar~127.0.0.1~{workload}.default~default.svc.cluster.local");
         let telemetry = Telemetry::new(Registry::new(), local, &node);
-        let tuning = Tuning {
-            workers,
-            handshake_timeout: Duration::from_secs(5),
-            ..Tuning::default()
-        };
         let shared = Shared::new(tuning, Arc::new(move |_| Ok(*hook.lock().unwrap())), telemetry);
         shared.start().unwrap();
         Proxy {
@@ -205,6 +209,7 @@ pub fn cluster(name: &str, discovery: Discovery) -> Cluster {
 }
 
 /// The inbound side of a workload with one declared port (S1c).
+#[derive(Clone)]
 pub struct Inbound {
     pub listen: SocketAddr,
     pub app: SocketAddr,
@@ -455,9 +460,13 @@ impl Mesh {
 
     /// With so many workers in each proxy.
     pub async fn with_workers(app: SocketAddr, port: Port, mode: Mode, workers: usize) -> Mesh {
+        let (client, server) = (Proxy::start("sleep", workers), Proxy::start("web", workers));
+        Mesh::between(app, port, mode, client, server).await
+    }
+
+    /// Between these proxies.
+    pub async fn between(app: SocketAddr, port: Port, mode: Mode, client: Proxy, server: Proxy) -> Mesh {
         let ca = TestCa::new("cluster.local");
-        let client = Proxy::start("sleep", workers);
-        let server = Proxy::start("web", workers);
         client.identity(&ca, "sleep");
         server.identity(&ca, "web");
         let inbound = Inbound {
