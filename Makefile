@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: demo test bench instructions bench-control differential fuzz build check fmt clippy layers tidy docs
+.PHONY: demo test soak bench instructions bench-control differential fuzz build check fmt clippy layers tidy docs
 
 demo:            ## cluster + mesh + security lab on this machine, with a table of results (KEEP=1 leaves it running)
 	@scripts/deps demo
@@ -15,6 +15,9 @@ test: build      ## everything CI runs
 	  scripts/labs || failed="$$failed labs"; \
 	  scripts/rootless || failed="$$failed rootless"; \
 	  if [[ -n $$failed ]]; then echo "failed: $$failed" >&2; exit 1; fi
+
+soak: build      ## ten minutes of load with faults in rotation (DURATION=seconds); fails on a leak, a lost write, a wrong decision
+	scripts/soak
 
 bench:           ## a pair of sidecars beside Envoy, HAProxy and a bare relay
 	scripts/deps bench

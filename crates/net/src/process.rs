@@ -169,6 +169,16 @@ pub fn set_limit(resource: nix::sys::resource::Resource, value: u64) -> io::Resu
     Ok(nix::sys::resource::setrlimit(resource, value, value)?)
 }
 
+/// Takes all the descriptors that the administrator allows: the soft limit becomes the hard one. Returns the limit in force.
+///
+/// # Errors
+/// The kernel's.
+pub fn raise_descriptors() -> io::Result<u64> {
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

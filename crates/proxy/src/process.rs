@@ -37,10 +37,12 @@ async fn serve(settings: Settings, log: LogHandle) -> std::io::Result<()> {
         Role::Sidecar => Arc::new(|tcp| mantlet_net::sockopt::original_dst(tcp)),
         Role::Router => Arc::new(TcpStream::local_addr),
     };
+    let descriptors = mantlet_net::process::raise_descriptors()?;
     let tuning = Tuning {
         workers: settings.workers,
         ..Tuning::default()
-    };
+    }
+    .within_descriptors(descriptors);
     let shared = Shared::new(tuning, destination_of, telemetry);
     let readiness = Readiness::new();
     let certificate = readiness.register("workload certificate");

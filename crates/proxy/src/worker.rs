@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use mantlet_net::sockopt::{ListenOptions, listen_tcp};
@@ -55,6 +55,23 @@ impl Default for Tuning {
             max_connections: 8192,
             max_streams: 1024,
         }
+    }
+}
+
+/// Descriptors for everything but connections: sockets that listen, files, the control plane, the process's own servers.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+impl Tuning {
+    /// Bounds the connections of the workers so that `descriptors` suffice for each with one to its destination. Without
+    /// that, peers who only open connections would take the descriptors that the requests of all others need.
+    #[must_use]
+    pub fn within_descriptors(mut self, descriptors: u64) -> Self {
+        let each = descriptors.saturating_sub(OTHER_DESCRIPTORS) / (2 * self.workers.max(1) as u64);
+        self.max_connections = self
+            .max_connections
+            .min(usize::try_from(each).unwrap_or(usize::MAX))
+            .max(1);
+        self
     }
 }
 
@@ -424,8 +441,12 @@ impl Worker {
     }
 }
 
+/// Between two complaints of a listener that cannot accept.
+const ACCEPT_COMPLAINT: Duration = Duration::from_secs(10);
+
 async fn accept(worker: Rc<Worker>, listener: TcpListener, name: String) {
     let name: Rc<str> = name.into();
+    let mut told: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
@@ -445,10 +466,33 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, name: String) {
                 });
             }
             Err(error) => {
-                // Out of descriptors: wait until some connection ends instead of spinning.
-                tracing::warn!(target: "worker", "accept on listener {name} failed: {error}");
+                // Out of descriptors: wait until some connection ends instead of spinning, here and in the log.
+                if told.is_none_or(|at| at.elapsed() > ACCEPT_COMPLAINT) {
+                    told = Some(Instant::now());
+                    tracing::warn!(target: "worker", "accept on listener {name} failed: {error}");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_those_to_their_destinations() {
+        let tuning = |descriptors| {
+            let tuning = Tuning {
+                workers: 2,
+                ..Tuning::default()
+            };
+            tuning.within_descriptors(descriptors).max_connections
+        };
+        assert_eq!(tuning(1024), 192);
+        assert_eq!(tuning(20_000), 4936);
+        assert_eq!(tuning(1 << 30), Tuning::default().max_connections);
+        assert_eq!(tuning(10), 1);
     }
 }

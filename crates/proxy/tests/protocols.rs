@@ -310,6 +310,23 @@ async fn applications_of_every_kind_get_an_answer_through() {
     assert_eq!(get("/").await.body, "ok");
 }
 
+/// The only endpoint fails while a new configuration brings another one: the retry goes there.
+#[tokio::test]
+async fn a_retry_knows_the_endpoints_that_came_meanwhile() {
+    let app = EchoServer::start().await;
+    let failing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut mesh = Mesh::new(app.address(), Port::Http, Mode::Strict).await;
+    let living = std::mem::replace(&mut mesh.outbound.endpoints, vec![failing.local_addr().unwrap()]);
+    mesh.apply().await;
+    let url = format!("http://{}/", mesh.entry());
+    let request = tokio::spawn(async move { curl(&["-H", "Host: web", &url]).await });
+    let (handshake, _) = failing.accept().await.unwrap();
+    mesh.outbound.endpoints = living;
+    mesh.apply().await;
+    drop(handshake);
+    assert_eq!(request.await.unwrap().status, 200);
+}
+
 #[tokio::test]
 async fn a_post_is_never_sent_twice() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

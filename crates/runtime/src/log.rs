@@ -4,8 +4,10 @@
 //! either one of Istio's names (`target: "ads"`, `"ca"`, …) or the crate's name without `mantlet_`.
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -31,6 +33,11 @@ const NOISY: &[&str] = &[
     "tokio",
 ];
 
+/// Lines that may wait for the reader of standard output; more are dropped and counted.
+const QUEUE: usize = 1024;
+/// How long the end of the process waits for the last lines to be read.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// Why a level specification was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
@@ -45,6 +52,9 @@ pub enum LogError {
     /// Logging was set up already.
     #[error("logging is already initialised: {0}")]
     Initialised(String),
+    /// There is no thread to write with.
+    #[error("no thread for the log: {0}")]
+    Thread(String),
 }
 
 /// How to log.
@@ -65,11 +75,13 @@ impl Default for LogOptions {
     }
 }
 
-/// Changes levels while the process runs. Clones act on the same logger.
+/// Changes levels while the process runs. Clones act on the same logger; when the last one is dropped, lines that still
+/// wait are written, if somebody reads them.
 #[derive(Clone)]
 pub struct LogHandle {
     reload: reload::Handle<Targets, tracing_subscriber::Registry>,
-    current: std::sync::Arc<Mutex<String>>,
+    current: Arc<Mutex<String>>,
+    _last_lines: Arc<LastLines>,
 }
 
 impl LogHandle {
@@ -94,17 +106,88 @@ impl fmt::Debug for LogHandle {
     }
 }
 
-/// Installs the process-wide logger, writing to standard output.
+/// Installs the process-wide logger, writing to standard output from a thread of its own.
 pub fn init(options: &LogOptions) -> Result<LogHandle, LogError> {
     let (filter, handle) = reload::Layer::new(parse_levels(&options.levels)?);
+    let output = Output::start(std::io::stdout()).map_err(|e| LogError::Thread(e.to_string()))?;
+    let last_lines = LastLines(output.queue.clone());
+    let layer = IstioLayer {
+        json: options.json,
+        output,
+    };
     tracing_subscriber::registry()
-        .with(IstioLayer { json: options.json }.with_filter(filter))
+        .with(layer.with_filter(filter))
         .try_init()
         .map_err(|e| LogError::Initialised(e.to_string()))?;
     Ok(LogHandle {
         reload: handle,
-        current: std::sync::Arc::new(Mutex::new(options.levels.clone())),
+        current: Arc::new(Mutex::new(options.levels.clone())),
+        _last_lines: Arc::new(last_lines),
     })
+}
+
+enum Message {
+    Line(String),
+    /// Everything before this has been written.
+    Done(SyncSender<()>),
+}
+
+/// The way to the writing thread. Whoever logs never waits: if nobody reads standard output, because the reader is stopped
+/// or its disk is full, the pipe fills, and a worker that wrote into it would stand still with all of its connections.
+struct Output {
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Output {
+    fn start(sink: impl std::io::Write + Send + 'static) -> std::io::Result<Self> {
+        let (queue, messages) = sync_channel(QUEUE);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let counter = dropped.clone();
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_lines(sink, &messages, &counter))?;
+        Ok(Self { queue, dropped })
+    }
+
+    fn line(&self, line: String) {
+        if self.queue.try_send(Message::Line(line)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn write_lines(mut sink: impl std::io::Write, messages: &Receiver<Message>, dropped: &AtomicU64) {
+    while let Ok(message) = messages.recv() {
+        // A closed standard output is no reason to stop.
+        match message {
+            Message::Line(line) => {
+                let _ = sink.write_all(line.as_bytes());
+            }
+            Message::Done(done) => {
+                let _ = done.send(());
+            }
+        }
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let time = timestamp(OffsetDateTime::now_utc());
+            let _ = sink.write_all(
+                format!("{time}\twarn\tlog\t{lost} lines were dropped, since nobody read the log\n").as_bytes(),
+            );
+        }
+    }
+}
+
+/// Writes what waits when the process ends.
+struct LastLines(SyncSender<Message>);
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        let (done, written) = sync_channel(1);
+        if self.0.try_send(Message::Done(done)).is_ok() {
+            let _ = written.recv_timeout(LAST_LINES);
+        }
+    }
 }
 
 fn parse_levels(text: &str) -> Result<Targets, LogError> {
@@ -146,13 +229,13 @@ fn parse_levels(text: &str) -> Result<Targets, LogError> {
 /// Formats and writes events.
 struct IstioLayer {
     json: bool,
+    output: Output,
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for IstioLayer {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        let line = format_event(event, OffsetDateTime::now_utc(), self.json);
-        // A closed standard output is no reason to stop.
-        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+        self.output
+            .line(format_event(event, OffsetDateTime::now_utc(), self.json));
     }
 }
 
@@ -309,6 +392,30 @@ mod tests {
         });
         let lines = lines.lock().unwrap();
         lines.clone()
+    }
+
+    /// Whoever logs goes on while nobody reads; the reader learns later how much it missed.
+    #[test]
+    fn a_log_that_nobody_reads_holds_nobody_up() {
+        let (read, write) = std::io::pipe().unwrap();
+        let output = Output::start(write).unwrap();
+        let lines = 10 * QUEUE;
+        for number in 0..lines {
+            output.line(format!("{number} {}\n", "x".repeat(100)));
+        }
+        let mut got = 0;
+        let mut missed = 0;
+        for line in std::io::BufRead::lines(std::io::BufReader::new(read)) {
+            let line = line.unwrap();
+            match line.split_once("\tlog\t") {
+                Some((_, note)) => missed += note.split(' ').next().unwrap().parse::<usize>().unwrap(),
+                None => got += 1,
+            }
+            if got + missed == lines {
+                break;
+            }
+        }
+        assert!(got >= QUEUE && missed > 0, "{got} read, {missed} missed");
     }
 
     #[test]

@@ -11,8 +11,9 @@ use rustls::ServerConfig;
 
 use super::authority::Authority;
 
-/// Longest sleep before the clock is looked at again; a suspended machine must not oversleep a renewal by days.
-const LONGEST_SLEEP: StdDuration = StdDuration::from_secs(3600);
+/// Longest sleep before the clock is looked at again: it may be set, and it goes on while the machine sleeps, which timers do
+/// not. Until the renewal no proxy can connect.
+const LONGEST_SLEEP: StdDuration = StdDuration::from_secs(2);
 
 /// The certificate in use, and the two configurations made from it.
 pub struct ServerCert {
@@ -29,6 +30,13 @@ struct Current {
     /// No client certificates, ALPN h2 and http/1.1: for 15017.
     webhook: Arc<ServerConfig>,
     renew_at: time::OffsetDateTime,
+}
+
+impl Current {
+    /// Whether it is time to renew, or the clock has been set back to before the certificate's life.
+    fn due(&self, now: time::OffsetDateTime) -> bool {
+        now >= self.renew_at || self.identity.leaf().is_some_and(|leaf| now < leaf.not_before)
+    }
 }
 
 impl ServerCert {
@@ -53,7 +61,7 @@ impl ServerCert {
                     }
                 };
                 let Some(cert) = weak.upgrade() else { return };
-                if changed || cert.authority.clock().now() >= cert.current.load().renew_at {
+                if changed || cert.current.load().due(cert.authority.clock().now()) {
                     if let Err(error) = cert.renew() {
                         tracing::error!(target: "ca", "the control plane's own certificate cannot be renewed: {error}");
                         tokio::time::sleep(StdDuration::from_secs(5)).await;

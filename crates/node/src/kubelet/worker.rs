@@ -100,6 +100,8 @@ struct Worker {
     write_again: Option<Instant>,
     /// `activeDeadlineSeconds`.
     deadline: Option<Instant>,
+    /// A container has ended, and the status does not say so yet.
+    ended: bool,
 }
 
 /// Runs one pod until its object is deleted.
@@ -179,6 +181,7 @@ impl Worker {
             refresh_at: Instant::now() + REFRESH,
             write_again: None,
             deadline,
+            ended: false,
             pod,
             shared,
         };
@@ -245,6 +248,10 @@ impl Worker {
             self.write_status().await;
             wake = self.write_again.map_or(wake, |at| wake.min(at));
             self.wait(wake).await;
+            if std::mem::take(&mut self.ended) {
+                // Services must lose the container before time goes into starting it again.
+                self.write_status().await;
+            }
         }
     }
 
@@ -332,6 +339,7 @@ impl Worker {
             started,
             finished: events::now(),
         };
+        self.ended |= container.ready;
         container.ready = container.role == Role::Init && exit.code == 0;
         container.started = false;
         if let Some(live) = self

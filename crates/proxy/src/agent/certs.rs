@@ -12,7 +12,6 @@ use mantlet_runtime::{Backoff, ReadyTask};
 use mantlet_xds::istio_ca::IstioCertificateRequest;
 use mantlet_xds::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use time::OffsetDateTime;
-use tokio::time::Instant;
 
 use super::control_plane;
 use crate::secrets::Secrets;
@@ -23,6 +22,10 @@ use crate::worker::Shared;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the mounted root file is looked at.
 const ROOT_POLL: Duration = Duration::from_secs(2);
+
+/// Longest sleep before the clock is looked at again: it may be set, and it goes on while the machine sleeps, which timers
+/// do not.
+const CLOCK_POLL: Duration = Duration::from_secs(2);
 
 /// Keeps the workload's certificate fresh for the life of the process; `ready` is done with the first one.
 pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: ReadyTask) {
@@ -35,7 +38,10 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
             Ok(identity) => {
                 backoff.reset();
                 let received = OffsetDateTime::now_utc();
-                let not_after = identity.not_after().unwrap_or(received);
+                let validity = identity
+                    .leaf()
+                    .map_or((received, received), |leaf| (leaf.not_before, leaf.not_after));
+                let not_after = validity.1;
                 let dice = rand::random_range(-1.0..=1.0);
                 let renew = renewal_time(received, not_after, settings.grace.0, settings.grace.1, dice);
                 tracing::info!(
@@ -51,11 +57,10 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
                 if let Some(ready) = ready.take() {
                     ready.done();
                 }
-                let wait = (renew - received).try_into().unwrap_or(Duration::ZERO);
                 // A certificate that is renewed at once, forever, would be a storm.
-                let until = Instant::now() + wait.max(Duration::from_millis(200));
+                tokio::time::sleep(Duration::from_millis(200)).await;
                 tokio::select! {
-                    () = tokio::time::sleep_until(until) => {}
+                    () = due(validity, renew) => {}
                     () = issuer_leaves(secrets) => {
                         tracing::info!(target: "certs", "the trust anchors have changed: renewing");
                     }
@@ -68,6 +73,23 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
             }
         }
     }
+}
+
+/// Returns when the certificate must be renewed by the clock as it is then: at `renew`, or when the clock has been set to a
+/// time at which the certificate is not valid (RFC 5280 4.1.2.5).
+async fn due(validity: (OffsetDateTime, OffsetDateTime), renew: OffsetDateTime) {
+    loop {
+        let now = OffsetDateTime::now_utc();
+        if now >= renew || !valid(validity, now) {
+            return;
+        }
+        let wait = (renew - now).try_into().unwrap_or(Duration::ZERO);
+        tokio::time::sleep(CLOCK_POLL.min(wait)).await;
+    }
+}
+
+fn valid((not_before, not_after): (OffsetDateTime, OffsetDateTime), now: OffsetDateTime) -> bool {
+    not_before <= now && now <= not_after
 }
 
 /// Returns when the mounted trust anchors change to ones without the issuer of the own certificate.
@@ -107,6 +129,16 @@ async fn fetch(settings: &Settings, secrets: &Secrets) -> Result<TlsIdentity, St
         .into_inner();
     let identity = TlsIdentity::from_csr_response(&response.cert_chain, &key, secrets.provider.clone())
         .map_err(|e| format!("unusable answer of the authority: {e}"))?;
+    let now = OffsetDateTime::now_utc();
+    if let Some(leaf) = identity.leaf()
+        && !valid((leaf.not_before, leaf.not_after), now)
+    {
+        // The former one may be good for hours: peers would refuse this one at once.
+        return Err(format!(
+            "the authority's certificate is valid from {} to {}, but it is {now}: one of the two clocks is wrong",
+            leaf.not_before, leaf.not_after
+        ));
+    }
     match identity.spiffe_id() {
         Some(id) if id == settings.identity => Ok(identity),
         Some(id) => Err(format!("the authority certified {id} instead of {}", settings.identity)),

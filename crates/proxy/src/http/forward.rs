@@ -52,7 +52,7 @@ pub async fn forward(
     let worker = exchange.downstream.worker.clone();
     let name = pick(&to.clusters);
     account.cluster_name(name);
-    let Some(cluster) = worker.upstreams.cluster(name) else {
+    let Some(mut cluster) = worker.upstreams.cluster(name) else {
         let reply = Reply::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "",
@@ -93,7 +93,14 @@ pub async fn forward(
     let mut failed_on: Option<Rc<Endpoint>> = None;
     let mut attempt = 1u32;
     let mut stale_left = 3u32;
+    let mut once_more = false;
     loop {
+        // The attempt that failed took time, in which a new configuration may have taken the endpoints over.
+        if std::mem::replace(&mut once_more, true)
+            && let Some(now) = worker.upstreams.cluster(name)
+        {
+            cluster = now;
+        }
         let Some(endpoint) = cluster.choose(exchange.downstream.facts.destination, failed_on.as_ref()) else {
             let reply = Reply::new(
                 StatusCode::SERVICE_UNAVAILABLE,
