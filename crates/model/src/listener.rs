@@ -192,6 +192,13 @@ impl Listener {
     }
 }
 
+impl ChainMatch {
+    /// Whether the chain is for this server name (lower case); one without names is for all.
+    pub fn serves(&self, name: &str) -> bool {
+        server_name_score(&self.server_names, Some(name)).is_some()
+    }
+}
+
 /// Keeps the candidates with the best score; drops those without one.
 fn narrow<'a>(candidates: &mut Vec<&'a FilterChain>, score: impl Fn(&'a FilterChain) -> Option<usize>) {
     let best = candidates.iter().filter_map(|c| score(c)).max();

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::StartHandshake;
 
 use crate::config::{Chain, CompiledListener, Config};
+use crate::http::life::{Fate, Life};
 use crate::sniff::{self, Inspect, Kind};
 use crate::stream::{ReadAhead, Stream};
 use crate::telemetry::exchange::PeerLabels;
@@ -88,6 +89,8 @@ pub struct Downstream {
     pub started: Instant,
     /// Asks the connection to end.
     pub control: Control,
+    /// What it does, if it is HTTP.
+    pub life: Life,
     /// Whether authorization has let a TCP connection in.
     pub admitted: Cell<bool>,
     /// External authorizers that let a TCP connection in.
@@ -147,6 +150,14 @@ impl Downstream {
 }
 
 impl crate::worker::Connection for Downstream {
+    fn sweep(&self, now: Instant, full: bool) {
+        match self.life.sweep(now, &self.worker.shared.tuning, full) {
+            Fate::Stay => {}
+            Fate::Finish => self.control.close(),
+            Fate::End => self.control.abort(),
+        }
+    }
+
     fn changed(&self, phase: Phase) {
         let old = self.chosen.borrow().clone();
         let Some(old) = old else { return };
@@ -213,16 +224,15 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
     };
     let mut tcp = tcp;
     let mut buffer = BytesMut::new();
-    let kind = match owner.model.detection_timeout_ms {
-        0 => sniff::sniff(&mut tcp, inspect, &mut buffer).await,
-        ms => {
-            let limit = Duration::from_millis(ms);
-            match tokio::time::timeout(limit, sniff::sniff(&mut tcp, inspect, &mut buffer)).await {
-                Ok(kind) => kind,
-                // A server-first protocol: goes on as raw bytes (S1.46).
-                Err(_) => Ok(Kind::Raw),
-            }
-        }
+    let limit = match owner.model.detection_timeout_ms {
+        // For ever, says Istio; a client that is silent or slow would hold its place for ever (threats 73, 74).
+        0 => worker.shared.tuning.header_timeout,
+        ms => Duration::from_millis(ms),
+    };
+    let kind = match tokio::time::timeout(limit, sniff::sniff(&mut tcp, inspect, &mut buffer)).await {
+        Ok(kind) => kind,
+        // A server-first protocol: goes on as raw bytes (S1.46).
+        Err(_) => Ok(Kind::Raw),
     };
     let Ok(kind) = kind else { return };
     let (transport, sni, protocols, accepted) = match kind {
@@ -301,6 +311,7 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
         tls: tls.map(|t| TlsFacts { h2: t.h2.or(Some(h2)) }),
         started,
         control: Control::default(),
+        life: Life::default(),
         admitted: Cell::new(false),
         asked: RefCell::default(),
         shared_by: RefCell::default(),

@@ -27,6 +27,9 @@ use crate::telemetry::{Telemetry, WorkerTelemetry};
 use crate::unknown_keys::UnknownKeys;
 use crate::upstream::Upstreams;
 
+/// How often unused upstream connections are looked for, and at least how often slow downstream ones.
+const REAP: Duration = Duration::from_secs(10);
+
 /// Where a captured connection was going. The kernel's answer in production; a constructor argument, so that tests can
 /// run without a network namespace.
 pub type DestinationOf = Arc<dyn Fn(&TcpStream) -> io::Result<SocketAddr> + Send + Sync>;
@@ -40,10 +43,24 @@ pub struct Tuning {
     pub handshake_timeout: Duration,
     /// Time for the head of a request on a connection (slow header attack).
     pub header_timeout: Duration,
-    /// Downstream connections per worker; more are closed at once.
+    /// Time in which more of a request's body must come while its answer is waited for; an hour for gRPC.
+    pub body_timeout: Duration,
+    /// How long an HTTP connection may do nothing (Envoy's hour).
+    pub idle_timeout: Duration,
+    /// Downstream connections per worker; more wait in the kernel until one ends.
     pub max_connections: usize,
     /// Streams at once on one HTTP/2 connection.
     pub max_streams: u32,
+    /// Streams of one HTTP/2 connection that the client may reset before they are looked at.
+    pub max_pending_resets: usize,
+    /// Streams of one HTTP/2 connection that this end had to reset for the client's faults.
+    pub max_provoked_resets: usize,
+    /// Streams of one HTTP/2 connection after which it ends if the client gave up most within a second.
+    pub max_given_up: u64,
+    /// HTTP/2 frames without content by which a client may be ahead of its requests, their answers and the time.
+    pub max_empty_frames: u64,
+    /// How often HTTP/2 clients are asked whether they are still there.
+    pub ping_interval: Duration,
 }
 
 impl Default for Tuning {
@@ -52,8 +69,15 @@ impl Default for Tuning {
             workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
             handshake_timeout: Duration::from_secs(15),
             header_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(300),
+            idle_timeout: Duration::from_secs(3600),
             max_connections: 8192,
             max_streams: 1024,
+            max_pending_resets: 100,
+            max_provoked_resets: 256,
+            max_given_up: 500,
+            max_empty_frames: 4096,
+            ping_interval: Duration::from_secs(300),
         }
     }
 }
@@ -225,6 +249,7 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
 #[derive(Default)]
 pub struct Control {
     close: Cell<bool>,
+    abort: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -235,6 +260,17 @@ impl Control {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+    }
+
+    /// Asks the connection to end, whatever it does.
+    pub fn abort(&self) {
+        self.abort.set(true);
+        self.close();
+    }
+
+    /// Whether it was asked to end at once.
+    pub fn aborted(&self) -> bool {
+        self.abort.get()
     }
 
     /// Whether it was asked to; registers the caller to be woken otherwise.
@@ -254,6 +290,9 @@ impl Control {
 pub trait Connection {
     /// Looks at the new configuration or phase.
     fn changed(&self, phase: Phase);
+
+    /// Looks whether it is slow or idle for too long. `full` says that the worker has no room for another one.
+    fn sweep(&self, now: Instant, full: bool);
 }
 
 /// One thread's state.
@@ -277,6 +316,8 @@ pub struct Worker {
     pub telemetry: WorkerTelemetry,
     connections: RefCell<Vec<Weak<dyn Connection>>>,
     open: Cell<usize>,
+    /// Woken when a full worker has room again.
+    room: tokio::sync::Notify,
     phase: Cell<Phase>,
     listeners: RefCell<HashMap<SocketAddr, (String, tokio::task::AbortHandle)>>,
     failed: Cell<usize>,
@@ -287,6 +328,9 @@ pub struct OpenGuard(Rc<Worker>);
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
+        if self.0.is_full() {
+            self.0.room.notify_waiters();
+        }
         self.0.open.set(self.0.open.get() - 1);
         self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
     }
@@ -306,13 +350,15 @@ impl Worker {
             telemetry: WorkerTelemetry::new(&shared.telemetry),
             connections: RefCell::default(),
             open: Cell::new(0),
+            room: tokio::sync::Notify::new(),
             phase: Cell::new(Phase::Running),
             listeners: RefCell::default(),
             failed: Cell::new(0),
             shared,
         });
         version.mark_changed();
-        let mut reap = tokio::time::interval(Duration::from_secs(10));
+        let mut reap = tokio::time::interval(REAP);
+        let mut sweep = tokio::time::interval(REAP.min(worker.shared.tuning.header_timeout / 4));
         loop {
             tokio::select! {
                 changed = version.changed() => {
@@ -340,6 +386,14 @@ impl Worker {
                         }
                     }
                 }
+                _ = sweep.tick() => {
+                    let (now, full) = (Instant::now(), worker.is_full());
+                    // Copied first: a connection that ends may change the list.
+                    let all: Vec<_> = worker.connections.borrow().iter().filter_map(Weak::upgrade).collect();
+                    for connection in all {
+                        connection.sweep(now, full);
+                    }
+                }
                 _ = reap.tick() => {
                     for (_, cluster) in worker.upstreams.all() {
                         for endpoint in cluster.endpoints() {
@@ -359,6 +413,10 @@ impl Worker {
     /// The configuration that this worker runs.
     pub fn config(&self) -> Rc<Arc<Config>> {
         self.config.borrow().clone()
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.get() >= self.shared.tuning.max_connections
     }
 
     /// The phase, without touching shared memory.
@@ -448,13 +506,14 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, name: String) {
     let name: Rc<str> = name.into();
     let mut told: Option<Instant> = None;
     loop {
+        if worker.is_full() {
+            tracing::warn!(target: "worker", "listener {name} takes no connections: {} are open", worker.open.get());
+            while worker.is_full() {
+                worker.room.notified().await;
+            }
+        }
         match listener.accept().await {
             Ok((tcp, peer)) => {
-                if worker.open.get() >= worker.shared.tuning.max_connections {
-                    // Envoy's connection limit does the same: the peer sees a close.
-                    drop(tcp);
-                    continue;
-                }
                 worker.open.set(worker.open.get() + 1);
                 worker.shared.connections.fetch_add(1, Ordering::Relaxed);
                 worker.shared.accepted.fetch_add(1, Ordering::Relaxed);

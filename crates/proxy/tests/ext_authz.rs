@@ -859,3 +859,95 @@ async fn two_lengths_in_one_head_are_refused() {
         }
     }
 }
+
+/// CVE-2021-32777: a provider that says no to a value sees it wherever it stands among others.
+#[tokio::test]
+async fn reg_26_providers_see_every_value() {
+    let (app, mesh) = web().await;
+    let provider = provider(|request| {
+        let all: Vec<&[u8]> = request
+            .headers
+            .get_all("x-ext-authz")
+            .iter()
+            .map(|v| v.as_bytes())
+            .collect();
+        let bad = all.concat().windows(5).any(|w| w == b"admin");
+        response(if bad { 403 } else { 200 }, &[], "")
+    })
+    .await;
+    let stages = [ask(Expr::always(), http_provider())];
+    let snapshot = with(mesh.inbound.snapshot(), &stages, provider.address(), ClusterTls::Plain);
+    mesh.server.apply(snapshot).await;
+    for position in 0..4 {
+        let lines: Vec<String> = (0..4)
+            .map(|n| format!("x-ext-authz: {}", if n == position { "admin" } else { "user" }))
+            .collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_eq!(get(&mesh, "/", &lines).await.status, 403, "position {position}");
+    }
+    assert!(app.take().is_empty());
+    assert_eq!(
+        get(&mesh, "/", &["x-ext-authz: user", "x-ext-authz: user"])
+            .await
+            .status,
+        200
+    );
+}
+
+/// CVE-2023-27488: bytes that are no UTF-8 do not make the question fail, so a provider that may fail open is still asked.
+#[tokio::test]
+async fn reg_32_bytes_that_are_no_text_are_asked_about() {
+    let (app, mesh) = web().await;
+    let (address, seen, task) = grpc(|_| Ok(said(7, None))).await;
+    let settings = ExtAuthz {
+        fail_open: true,
+        ..grpc_provider()
+    };
+    let stages = [ask(Expr::always(), settings)];
+    let snapshot = with(mesh.inbound.snapshot(), &stages, address, ClusterTls::Plain);
+    mesh.server.apply(snapshot).await;
+    for bytes in [&b"\xff\xfe"[..], b"\x80", b"\xc0\xaf", b"\xed\xa0\x80", b"a\xf8b"] {
+        let mut head = b"GET / HTTP/1.1\r\nHost: a\r\nx-bytes: ".to_vec();
+        head.extend(bytes);
+        head.extend(b"\r\nConnection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(mesh.inbound.listen).await.unwrap();
+        stream.write_all(&head).await.unwrap();
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).await.unwrap();
+        assert!(
+            text.starts_with(b"HTTP/1.1 403"),
+            "{bytes:?}: {}",
+            String::from_utf8_lossy(&text)
+        );
+    }
+    assert_eq!(seen.lock().unwrap().len(), 5, "asked each time");
+    assert!(app.take().is_empty());
+    task.abort();
+}
+
+/// CVE-2026-2836: an answer for one host, path or client is not used for another: each request is a question of its own.
+#[tokio::test]
+async fn reg_47_nothing_is_remembered_across_hosts() {
+    let (app, mesh) = web().await;
+    let provider =
+        provider(|request| response(if request.host.starts_with("good") { 200 } else { 403 }, &[], "")).await;
+    let stages = [ask(Expr::always(), http_provider())];
+    let snapshot = with(mesh.inbound.snapshot(), &stages, provider.address(), ClusterTls::Plain);
+    mesh.server.apply(snapshot).await;
+    let url = format!("http://{}/same", mesh.inbound.listen);
+    for (host, want) in [
+        ("good", 200),
+        ("evil", 403),
+        ("good", 200),
+        ("good", 200),
+        ("evil", 403),
+    ] {
+        assert_eq!(
+            curl(&["-H", &format!("Host: {host}"), &url]).await.status,
+            want,
+            "{host}"
+        );
+    }
+    assert_eq!(provider.take().len(), 5);
+    assert!(app.take().iter().all(|r| r.host == "good"));
+}

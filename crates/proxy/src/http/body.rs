@@ -6,18 +6,20 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::life::Busy;
 use crate::telemetry::flags;
 use crate::telemetry::record::Account;
 use crate::upstream::multiplex::Download;
 use crate::upstream::pool::{Http1Lease, Http2Lease};
 use crate::upstream::{ActiveGuard, Endpoint};
+use crate::worker::Tuning;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,56 @@ pub struct Progress {
     pub request_done: Cell<bool>,
     /// Whether a byte of the request's body has been read.
     pub body_started: Cell<bool>,
+    /// Whether a client that is silent for long may still mean it (gRPC streams).
+    pub patient: Cell<bool>,
+    /// Whether more of the body was asked for and has not come.
+    waiting: Cell<bool>,
+    /// Bytes at an earlier sweep, and since when there are no more.
+    silent: Cell<Option<(u64, std::time::Instant)>>,
+    starved: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Progress {
+    /// Looks at the body; whether it is worth another look. Called by the worker's sweep.
+    pub fn sweep(&self, now: std::time::Instant, tuning: &Tuning) -> bool {
+        if self.request_done.get() || self.starved.get() {
+            return false;
+        }
+        if !self.waiting.get() {
+            self.silent.set(None);
+            return true;
+        }
+        let received = self.received.get();
+        let since = match self.silent.get() {
+            Some((same, since)) if same == received => since,
+            _ => now,
+        };
+        self.silent.set(Some((received, since)));
+        let limit = if self.patient.get() {
+            tuning.idle_timeout
+        } else {
+            tuning.body_timeout
+        };
+        if now.duration_since(since) >= limit {
+            self.starved.set(true);
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+        true
+    }
+
+    /// Whether the body stayed away for too long; registers the caller to be woken otherwise.
+    pub fn starved(&self, cx: &Context<'_>) -> bool {
+        if self.starved.get() {
+            return true;
+        }
+        if !self.request_done.get() {
+            self.waker.set(Some(cx.waker().clone()));
+        }
+        false
+    }
 }
 
 /// A request's body on its way to the upstream: what has been read already, then the rest.
@@ -151,6 +203,7 @@ impl RequestBody {
         };
         self.progress.body_started.set(true);
         let polled = Pin::new(&mut *inner).poll_frame(cx);
+        self.progress.waiting.set(polled.is_pending());
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
@@ -336,6 +389,7 @@ pub struct ResponseBody {
     kind: Kind,
     source: Option<Box<Source>>,
     account: Option<Box<Account>>,
+    busy: Option<Busy>,
     ended: bool,
 }
 
@@ -352,6 +406,7 @@ impl ResponseBody {
             kind: if text.is_empty() { Kind::Empty } else { Kind::Full(text) },
             source: None,
             account: Some(account),
+            busy: None,
             ended: false,
         }
     }
@@ -362,6 +417,7 @@ impl ResponseBody {
             kind: Kind::Upstream(inner),
             source: Some(source),
             account: Some(account),
+            busy: None,
             ended: false,
         }
     }
@@ -372,8 +428,14 @@ impl ResponseBody {
             kind: Kind::Empty,
             source: None,
             account: None,
+            busy: None,
             ended: true,
         }
+    }
+
+    /// Keeps the request open until the answer has been sent.
+    pub fn hold(&mut self, busy: Busy) {
+        self.busy = Some(busy);
     }
 
     fn finish(&mut self, complete: bool) {
@@ -395,6 +457,9 @@ impl ResponseBody {
         }
         if let Some(mut account) = self.account.take() {
             account.finish(complete);
+        }
+        if complete && let Some(busy) = self.busy.take() {
+            busy.complete();
         }
     }
 }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Body;
 use mantlet_model::cluster::UpstreamProtocol;
 use mantlet_model::http::HttpManager;
 use mantlet_model::names::Direction;
@@ -503,6 +504,15 @@ pub(crate) fn target(request: &mut Request<RequestBody>, authority: &HeaderValue
         }
         *request.version_mut() = Version::HTTP_11;
         request.headers_mut().insert(header::HOST, authority.clone());
+        // hyper would drop a body of unknown length from these (threat 51).
+        let hint = request.body().size_hint();
+        if matches!(*request.method(), Method::GET | Method::HEAD)
+            && hint.exact().is_none()
+            && !request.body().is_end_stream()
+        {
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
+        }
     }
 }
 

@@ -53,6 +53,10 @@ pub struct Follower {
     line: Vec<u8>,
     line_length: usize,
     heads: VecDeque<Head>,
+    /// Heads that have ended.
+    count: u64,
+    /// Whether the size of a chunk was none, or longer than any size.
+    broken: bool,
 }
 
 impl Default for Follower {
@@ -63,6 +67,8 @@ impl Default for Follower {
             line: Vec::with_capacity(MAX_LINE),
             line_length: 0,
             heads: VecDeque::new(),
+            count: 0,
+            broken: false,
         }
     }
 }
@@ -102,6 +108,10 @@ impl Follower {
         let room = MAX_LINE - self.line.len();
         self.line.extend_from_slice(&piece[..piece.len().min(room)]);
         self.line_length = self.line_length.saturating_add(piece.len());
+        // The codec would read leading zeros for ever (threat 50).
+        if self.at == At::Size && self.line_length > MAX_LINE && !self.line.contains(&b';') {
+            self.broken = true;
+        }
     }
 
     fn end_of_line(&mut self) {
@@ -126,7 +136,10 @@ impl Follower {
             At::Size => match chunk_size(line, cut) {
                 Some(0) => At::Trailers,
                 Some(left) => At::Body { left, chunk: true },
-                None => At::Lost,
+                None => {
+                    self.broken = true;
+                    At::Lost
+                }
             },
             At::ChunkEnd if line.is_empty() => At::Size,
             At::Trailers if line.is_empty() => At::Head { started: false },
@@ -161,6 +174,7 @@ impl Follower {
 
     fn end_of_head(&mut self) -> At {
         let head = std::mem::take(&mut self.head);
+        self.count += 1;
         if self.heads.len() >= MAX_AHEAD {
             return At::Lost;
         }
@@ -169,6 +183,14 @@ impl Follower {
             (true, _) => At::Size,
             (false, Some(left)) if left > 0 => At::Body { left, chunk: false },
             (false, _) => At::Head { started: false },
+        }
+    }
+
+    /// The number of a head that has begun and not ended; the first has begun with the connection.
+    pub fn unfinished(&self) -> Option<u64> {
+        match self.at {
+            At::Head { started } if started || self.line_length > 0 || self.count == 0 => Some(self.count),
+            _ => None,
         }
     }
 
@@ -224,7 +246,11 @@ impl AsyncRead for Followed {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
-            follow(&self.follower).feed(&buf.filled()[before..]);
+            let mut follower = follow(&self.follower);
+            follower.feed(&buf.filled()[before..]);
+            if follower.broken {
+                return Poll::Ready(Err(io::Error::other("the size of a chunk is none")));
+            }
         }
         polled
     }

@@ -78,6 +78,49 @@ pub fn check(parts: &Parts) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Whether an authority is made of what hosts and ports are made of. `@` would hide a host behind a user's name and `,`
+/// behind another host (threat 15); Envoy lets both pass.
+pub fn is_authority(authority: &[u8]) -> bool {
+    authority
+        .iter()
+        .all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(b))
+}
+
+/// Removes what only proxies of the mesh may say to each other (S6.73); for requests from outside.
+pub fn strip_internal(headers: &mut HeaderMap) {
+    let own = |name: &HeaderName| name.as_str().starts_with("x-envoy-");
+    if headers.keys().any(own) {
+        let named: Vec<HeaderName> = headers.keys().filter(|n| own(n)).cloned().collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Gives the fields of an HTTP/2 request the one reading that they would have in HTTP/1.1: no whitespace around values
+/// (RFC 9113 section 8.2.1), and one `Cookie` however many crumbs there are (section 8.2.3).
+pub fn as_http1(headers: &mut HeaderMap) {
+    for value in headers.values_mut() {
+        let bytes = value.as_bytes();
+        let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+        if (blank(bytes.first()) || blank(bytes.last()))
+            && let Ok(trimmed) = HeaderValue::from_bytes(bytes.trim_ascii())
+        {
+            *value = trimmed;
+        }
+    }
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let crumbs: Vec<&[u8]> = headers
+            .get_all(header::COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, whole);
+        }
+    }
+}
+
 /// The authority of a request: its URI's if absolute, else its `Host`.
 pub fn authority(parts: &Parts) -> Option<HeaderValue> {
     if let Some(authority) = parts.uri.authority() {

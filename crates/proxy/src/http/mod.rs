@@ -6,10 +6,14 @@ pub mod forward;
 pub mod framing;
 pub mod headers;
 pub mod jwt;
+pub mod life;
+pub mod meter;
 pub mod reply;
 pub mod request;
 pub mod upgrade;
 
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -20,6 +24,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
+use self::life::Busy;
 use crate::connection::Downstream;
 use crate::stream::Stream;
 use crate::upstream::multiplex;
@@ -32,13 +37,24 @@ const STRANGER_WINDOW: u32 = 4 << 20;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 100;
 
+/// How long a peer may take to answer an HTTP/2 PING.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Serves the requests of a connection until it ends.
 pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
     let tuning = downstream.worker.shared.tuning.clone();
     let conn = downstream.clone();
     let follower = framing::SharedFollower::default();
     let followed = (!h2).then(|| follower.clone());
-    let service = service_fn(move |request| request::handle(conn.clone(), followed.clone(), request));
+    let service = service_fn(move |request| {
+        let busy = Busy::begin(&conn);
+        let answer = request::handle(conn.clone(), followed.clone(), request);
+        async move {
+            let mut response = answer.await?;
+            response.body_mut().hold(busy);
+            Ok::<_, Infallible>(response)
+        }
+    });
     let result = if h2 {
         // Other proxies of the mesh put many clients on one connection, and none of these may hold up the rest; strangers
         // speak for themselves.
@@ -46,7 +62,9 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
             Some(_) => multiplex::CONNECTION_WINDOW,
             None => STRANGER_WINDOW,
         };
-        let io = TokioIo::new(stream);
+        let meter = Rc::new(RefCell::new(meter::Meter::new(tuning.max_empty_frames)));
+        downstream.life.http2(meter.clone());
+        let io = TokioIo::new(meter::Metered::new(stream, meter));
         let connection = pin!(
             http2::Builder::new(LocalExec)
                 .timer(TokioTimer::new())
@@ -56,19 +74,22 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
                 .max_frame_size(64 * 1024)
                 .max_send_buf_size(1 << 20)
                 .max_header_list_size(MAX_HEAD as u32)
-                .max_pending_accept_reset_streams(100)
-                .max_local_error_reset_streams(256)
-                .keep_alive_interval(Duration::from_secs(300))
+                .max_pending_accept_reset_streams(tuning.max_pending_resets)
+                .max_local_error_reset_streams(tuning.max_provoked_resets)
+                .keep_alive_interval(tuning.ping_interval)
+                .keep_alive_timeout(PING_TIMEOUT)
                 .auto_date_header(false)
                 .serve_connection(io, service)
         );
         drive(&downstream, connection, |c| c.graceful_shutdown()).await
     } else {
+        downstream.life.http1(follower.clone());
         let io = TokioIo::new(framing::Followed::new(stream, follower));
         let connection = pin!(
             http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(tuning.header_timeout)
+                // Slow heads are the worker's sweep's (`life`): a timer here would cost every request, and end idle
+                // connections as early as slow ones.
+                .header_read_timeout(None)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD)
                 .half_close(false)
@@ -78,17 +99,17 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
         );
         drive(&downstream, connection, |c| c.graceful_shutdown()).await
     };
-    if let Err(error) = result {
+    if let Some(Err(error)) = result {
         tracing::debug!(target: "http", "connection from {} ended: {error}", downstream.facts.source);
     }
 }
 
-/// Drives a connection; when asked to close, lets it finish what it has begun.
+/// Drives a connection; when asked to close, lets it finish what it has begun. Nothing comes of one that was aborted.
 async fn drive<C: Future>(
     downstream: &Downstream,
     mut connection: std::pin::Pin<&mut C>,
     shutdown: impl Fn(std::pin::Pin<&mut C>),
-) -> C::Output {
+) -> Option<C::Output> {
     let mut told = false;
     poll_fn(|cx| {
         if !told && downstream.control.poll(cx) {
@@ -96,7 +117,9 @@ async fn drive<C: Future>(
             shutdown(connection.as_mut());
         }
         match connection.as_mut().poll(cx) {
-            Poll::Ready(out) => Poll::Ready(out),
+            Poll::Ready(out) => Poll::Ready(Some(out)),
+            // What it had to say is on its way, GOAWAY for one.
+            Poll::Pending if downstream.control.aborted() => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         }
     })

@@ -15,12 +15,13 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use mantlet_model::authz::{Connection as AuthzConnection, HttpView, Verdict};
 use mantlet_model::http::HttpManager;
+use mantlet_model::listener::ChainMatch;
 use mantlet_model::route::{Redirect, Route, RouteAction, RouteRequest, VirtualHost};
 
 use super::body::{Progress, RequestBody, ResponseBody};
 use super::framing::{SharedFollower, follow};
 use super::reply::{self, Reply};
-use super::{custom, forward, headers, jwt};
+use super::{custom, forward, headers, jwt, life};
 use crate::connection::{Chosen, Downstream};
 use crate::ext_authz::{self, Change};
 use crate::path;
@@ -73,6 +74,9 @@ pub async fn handle(
         let chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
         !follow(f).is_plain(chunked)
     });
+    if on_the_wire == Version::HTTP_2 {
+        headers::as_http1(&mut parts.headers);
+    }
     restore_version(&downstream, &mut parts);
     let progress = Rc::new(Progress::default());
     let Some(chosen) = downstream.chosen() else {
@@ -95,7 +99,7 @@ pub async fn handle(
     let worker = downstream.worker.clone();
     let authority = headers::authority(&parts).unwrap_or(HeaderValue::from_static(""));
     let mut exchange = Exchange {
-        downstream,
+        downstream: downstream.clone(),
         chosen: chosen.clone(),
         parts,
         authority,
@@ -114,8 +118,25 @@ pub async fn handle(
         let reply = bad_request("http1.content_length_and_chunked_not_allowed");
         return Ok(closing(reply::respond(reply, false, &manager.server_name, account)));
     }
-    let body = RequestBody::new(body, on_the_wire == Version::HTTP_2, progress);
-    let mut response = steps(&mut exchange, manager, body, account).await;
+    let body = RequestBody::new(body, on_the_wire == Version::HTTP_2, progress.clone());
+    let work = steps(&mut exchange, manager, body, account);
+    let answer = if progress.request_done.get() {
+        Some(work.await)
+    } else {
+        progress.patient.set(grpc);
+        downstream.life.expect(&progress);
+        life::unless_starved(&progress, work).await
+    };
+    let Some(mut response) = answer else {
+        // Its account was closed with the work.
+        let mut response = Response::new(ResponseBody::switched());
+        *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
+        return Ok(if on_the_wire < Version::HTTP_2 {
+            closing(response)
+        } else {
+            response
+        });
+    };
     ext_authz::apply(response.headers_mut(), &exchange.to_client);
     if exchange.close && on_the_wire < Version::HTTP_2 {
         response = closing(response);
@@ -260,6 +281,14 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
     }
 }
 
+fn serves(names: &ChainMatch, authority: &HeaderValue) -> bool {
+    let Ok(authority) = authority.to_str() else {
+        return false;
+    };
+    let (host, _) = split_port(authority);
+    names.serves(&host.trim_end_matches('.').to_ascii_lowercase())
+}
+
 fn bad_request(details: &'static str) -> Reply {
     Reply::new(
         StatusCode::BAD_REQUEST,
@@ -275,11 +304,31 @@ fn strict(exchange: &mut Exchange, _manager: &HttpManager) -> Result<(), Reply> 
         // S6.75; Envoy's answer to HTTP/1.0.
         return Err(Reply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version", flags::NONE));
     }
-    headers::check(parts).map_err(bad_request)?;
+    if let Err(fault) = headers::check(parts) {
+        // Where this request ends is a matter of opinion, so there is no next one.
+        exchange.close = true;
+        return Err(bad_request(fault));
+    }
     if exchange.authority.is_empty() {
         return Err(bad_request("missing_host_header"));
     }
+    if !headers::is_authority(exchange.authority.as_bytes()) {
+        return Err(bad_request("http.invalid_authority"));
+    }
+    // A connection that was made for one host must not reach another's chain past that chain's certificate and client
+    // checks (threat 17; RFC 9110 section 15.5.20).
+    let names = &exchange.chosen.chain.model.matches;
+    if parts.version == Version::HTTP_2 && !names.server_names.is_empty() && !serves(names, &exchange.authority) {
+        return Err(Reply::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "",
+            "misdirected_request",
+            flags::NO_ROUTE,
+        ));
+    }
     if parts.method == Method::CONNECT {
+        // Bytes that the client sent ahead are no request.
+        exchange.close = true;
         return Err(Reply::new(
             StatusCode::NOT_FOUND,
             "",
@@ -295,7 +344,8 @@ fn normalize(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Reply
     let Some(target) = uri.path_and_query() else {
         return Err(bad_request("missing_path_rejected"));
     };
-    if !path::is_printable(target.as_str()) {
+    // A target that is only a query would get its slash from the URI library, unseen.
+    if !path::is_printable(target.as_str()) || target.as_str().starts_with('?') {
         return Err(bad_request("path_normalization_failed"));
     }
     let normal =
@@ -350,6 +400,7 @@ fn forwarding(exchange: &mut Exchange, manager: &HttpManager) {
         if hops == 0 {
             fields.remove(headers::XFP);
         }
+        headers::strip_internal(fields);
     }
     if !fields.contains_key(headers::XFP) {
         let scheme = if exchange.downstream.tls.is_some() {

@@ -48,6 +48,7 @@ impl Proxy {
         Proxy::tuned(workload, tuning)
     }
 
+    /// With other bounds.
     pub fn tuned(workload: &str, tuning: Tuning) -> Proxy {
         let destination = Arc::new(Mutex::new(SocketAddr::from(([127, 0, 0, 1], 9))));
         let hook = destination.clone();
