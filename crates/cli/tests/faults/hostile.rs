@@ -78,7 +78,7 @@ pub(crate) fn slow_peers(run: &Run) {
     });
 }
 
-/// Somebody opens more connections to a server's proxy than it may have. It refuses what is too much and keeps the
+/// Somebody opens more connections to a server's proxy than it may have. It lets wait what is too much and keeps the
 /// descriptors that its requests need; it does not spin; new clients are served by the other servers meanwhile; when the
 /// peer is gone, so are its connections.
 pub(crate) fn connections_exhausted(run: &Run) {
@@ -103,8 +103,11 @@ pub(crate) fn connections_exhausted(run: &Run) {
             process.usage().expect("it lives").descriptors < calm.descriptors + 300
         });
         println!("  {result}; most descriptors of the proxy {most}, its busiest second {busiest:.2} CPU-s");
-        let (held, closed) = (result["most"].as_u64(), result["closed"].as_u64());
-        assert!(held > Some(1000) && closed > Some(0), "the attack was none: {result}");
+        let opened = result["most"].as_u64().expect("a count");
+        assert!(
+            opened > 1000 && (most as u64) < opened,
+            "the attack was none, or the proxy has taken all of it: {result}, {most} descriptors"
+        );
         mesh.ready("shop", &pod);
         vec![]
     });

@@ -195,7 +195,8 @@ fn clock_settings(file: &str) -> serde_json::Value {
     json!({
         "LD_PRELOAD": "/usr/$LIB/faketime/libfaketimeMT.so.1",
         "FAKETIME_TIMESTAMP_FILE": file,
-        "FAKETIME_CACHE_DURATION": "1",
+        // Each question is answered from the file: a clock that is set is set at once.
+        "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
         "FAKETIME_DISABLE_SHM": "1",
