@@ -460,12 +460,15 @@ async fn hostile_app(
     (address, open)
 }
 
+/// What a hostile application answers to a stream.
+type Attack = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
+
 /// CVE-2021-32780 and CVE-2023-35945: hostile frames from the *upstream*. Each request gets an answer, no connection is
 /// left behind.
 #[tokio::test]
 async fn reg_66_67_hostile_upstreams() {
     let calm = || frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 11]);
-    let attacks: Vec<(&str, Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>)> = vec![
+    let attacks: Vec<(&str, Attack)> = vec![
         (
             "goaway and settings",
             Box::new(move |_| [calm(), frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0])].concat()),
