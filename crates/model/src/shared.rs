@@ -341,6 +341,9 @@ mod tests {
 
     use super::*;
 
+    /// What was there before and after.
+    type Change = (Option<Arc<usize>>, Option<Arc<usize>>);
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -375,7 +378,7 @@ mod tests {
                 prop_assert_eq!(begun, wanted);
             }
             for (old_plain, old) in &kept {
-                let mut wanted: BTreeMap<String, (Option<Arc<usize>>, Option<Arc<usize>>)> = BTreeMap::new();
+                let mut wanted: BTreeMap<String, Change> = BTreeMap::new();
                 for name in old_plain.keys().chain(plain.keys()) {
                     let (before, after) = (old_plain.get(name).cloned(), plain.get(name).cloned());
                     if before != after {
