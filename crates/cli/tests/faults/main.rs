@@ -149,15 +149,18 @@ fn control_plane_stopped(run: &Run) {
     });
 }
 
+/// How long a busy peer may take to read that a connection is closed, seconds: what it writes until then is lost with it.
+const NOTICED: f64 = 0.5;
+
 /// Redundancy: two other servers. A connection that is refused is tried elsewhere; requests that the dead process was
-/// handling are lost, unless the mesh may repeat them (`again`).
+/// handling, or that were written before their proxy read of its end, are lost, unless the mesh may repeat them (`again`).
 fn server_proxy_killed(run: &Run) {
     run.fault("kill -9 of a server's proxy", |mesh| {
         let pod = run.web(0);
         let before = mesh.restarts("shop", &pod, "istio-proxy");
         let from = now();
         mesh.process(&pod, "mantlet-proxy").kill();
-        let excuse = Excuse::in_flight("handled by the dead proxy", from, now()).but(&["again"]);
+        let excuse = Excuse::in_flight("handled by the dead proxy", from, now() + NOTICED).but(&["again"]);
         mesh.restarted("shop", &pod, "istio-proxy", before);
         vec![excuse]
     });

@@ -108,7 +108,9 @@ impl Process {
     pub(crate) fn kill(&self) {
         self.signal(Signal::SIGKILL);
         let start = Instant::now();
-        while self.alive() {
+        // The first thread may be a zombie while others still hold the descriptors.
+        let threads = || std::fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count);
+        while self.alive() || threads() > 1 {
             assert!(start.elapsed() < Duration::from_secs(60), "{self:?} survives SIGKILL");
             std::thread::sleep(Duration::from_millis(1));
         }
