@@ -105,7 +105,7 @@ pub(crate) fn connections_exhausted(run: &Run) {
         println!("  {result}; most descriptors of the proxy {most}, its busiest second {busiest:.2} CPU-s");
         let opened = result["most"].as_u64().expect("a count");
         assert!(
-            opened > 1000 && (most as u64) < opened,
+            opened > 1000 && most < opened,
             "the attack was none, or the proxy has taken all of it: {result}, {most} descriptors"
         );
         mesh.ready("shop", &pod);
