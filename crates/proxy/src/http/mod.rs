@@ -48,9 +48,10 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
     let followed = (!h2).then(|| follower.clone());
     let service = service_fn(move |request| {
         let busy = Busy::begin(&conn);
-        let answer = request::handle(conn.clone(), followed.clone(), request);
+        let (conn, followed) = (conn.clone(), followed.clone());
+        // Called in here: a future that is kept in a variable is carried, and copied, twice.
         async move {
-            let mut response = answer.await?;
+            let mut response = request::handle(conn, followed, request).await?;
             response.body_mut().hold(busy);
             Ok::<_, Infallible>(response)
         }

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 
 use http::header::{self, HeaderValue};
@@ -119,13 +120,16 @@ pub async fn handle(
         return Ok(closing(reply::respond(reply, false, &manager.server_name, account)));
     }
     let body = RequestBody::new(body, on_the_wire == Version::HTTP_2, progress.clone());
-    let work = steps(&mut exchange, manager, body, account);
-    let answer = if progress.request_done.get() {
-        Some(work.await)
-    } else {
-        progress.patient.set(grpc);
-        downstream.life.expect(&progress);
-        life::unless_starved(&progress, work).await
+    let answer = {
+        // Pinned once: each place that a future of this size moves to is space in every request.
+        let work = pin!(steps(&mut exchange, manager, body, account));
+        if progress.request_done.get() {
+            Some(work.await)
+        } else {
+            progress.patient.set(grpc);
+            downstream.life.expect(&progress);
+            life::unless_starved(&progress, work).await
+        }
     };
     let Some(mut response) = answer else {
         // Its account was closed with the work.
