@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 use crate::objects::{self, Plan};
 use crate::sidecar::Fleet;
 
+/// Turn → service and beginning of the write.
+type Pending = HashMap<String, Vec<(usize, Instant)>>;
+
 /// How addresses begin that the churn puts in, and no pod has.
 pub(crate) const PREFIX: &str = "172.";
 
@@ -44,8 +47,7 @@ pub(crate) async fn run(
 ) -> Result<Churn> {
     let (tx, mut rx) = mpsc::unbounded_channel();
     *fleet.probe.lock().unwrap_or_else(PoisonError::into_inner) = Some(tx);
-    // Turn → service and beginning of the write.
-    let pending: Arc<Mutex<HashMap<String, Vec<(usize, Instant)>>>> = Arc::default();
+    let pending: Arc<Mutex<Pending>> = Arc::default();
     let stop = Arc::new(AtomicBool::new(false));
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();

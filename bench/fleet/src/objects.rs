@@ -178,10 +178,7 @@ pub(crate) async fn token(client: &Client, namespace: &str, pod: &str) -> Result
     let answer = accounts
         .create_token_request(ACCOUNT, &PostParams::default(), &request)
         .await?;
-    answer
-        .status
-        .and_then(|s| s.token.into())
-        .context("no token in the answer")
+    answer.status.and_then(|s| s.token).context("no token in the answer")
 }
 
 /// An AuthorizationPolicy whose content is another one for every `turn`.

@@ -6,6 +6,9 @@ use crate::objects::Plan;
 use crate::process;
 use crate::sidecar::Mode;
 
+/// Name, figure, istiod's, budget (with whether less is better).
+type Row = (&'static str, f64, &'static str, Option<(f64, bool)>);
+
 /// Figures of one control plane. Times of policies and endpoints are all samples, in milliseconds.
 pub(crate) struct Round {
     plan: Plan,
@@ -86,8 +89,7 @@ impl Round {
         }
     }
 
-    /// Name, figure, istiod's, budget (with whether less is better).
-    fn rows(&self) -> Vec<(&'static str, f64, &'static str, Option<(f64, bool)>)> {
+    fn rows(&self) -> Vec<Row> {
         // The budgets are for 2,000 services with ten endpoints each and 100 sidecars; istiod's figures too.
         let stated = self.plan.services * self.plan.endpoints == 20_000 && self.sidecars == 100;
         let budget = |limit: f64, less: bool| stated.then_some((limit, less));

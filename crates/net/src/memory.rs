@@ -89,7 +89,7 @@ mod tests {
                     55f0-5600 rw-p 00030000 fe:00 12 /usr/bin/x\n\
                     7000-7010 r-xp 00000000 00:00 0 [vdso]\n\
                     nonsense\n";
-        assert_eq!(Code::parse(maps).ranges, [0x55d0..0x55f0]);
+        assert_eq!(Code::parse(maps).ranges, vec![0x55d0..0x55f0; 1]);
     }
 
     #[test]

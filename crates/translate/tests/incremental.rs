@@ -26,7 +26,7 @@ fn pick<'a, T: ?Sized>(from: &[&'a T], by: u8) -> &'a T {
 
 fn labels(n: u8) -> Value {
     let mut labels = json!({"app": pick(&["web", "db"], n), "version": pick(&["v1", "v2"], n / 2)});
-    if n % 3 != 0 {
+    if !n.is_multiple_of(3) {
         labels["security.istio.io/tlsMode"] = json!("istio");
     }
     labels
