@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, PostParams, WatchEvent, WatchParams};
 use mantlet_apiserver::store::{Op, RedbOptions, RedbStore, Store, StoreError, Txn};
 use mantlet_apiserver::{ApiServer, OpenError};
-use mantlet_testkit::programs::program;
+use mantlet_testkit::{eventually, program};
 use rustix::process::{Resource, Rlimit};
 use serde_json::json;
 
@@ -104,15 +104,13 @@ async fn write_until_full(dir: &Path, make_room: impl FnOnce(), text: &str) {
     assert_eq!(names(&api).await, acknowledged);
     drop((api, server));
     // Tasks of the former server let go of the store one after the other.
-    let started = tokio::time::Instant::now();
-    let server = loop {
+    let opened = eventually("the store is let go", LONG, async || {
         match ApiServer::open(options.clone()).await {
-            Err(OpenError::Store(StoreError::Locked { .. })) if started.elapsed() < LONG => {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            other => break other.unwrap(),
+            Err(OpenError::Store(locked @ StoreError::Locked { .. })) => Err(locked),
+            other => Ok(other),
         }
-    };
+    });
+    let server = opened.await.unwrap();
     let api = configmaps(&server);
     assert_eq!(names(&api).await, acknowledged, "after opening the store again");
     assert_eq!(
@@ -256,7 +254,10 @@ async fn a_watch_that_nobody_reads_is_cut_off() {
         .unwrap();
     let unread = c.dir.path().join("unread.json");
     let size = || unread.metadata().map_or(0, |m| m.len());
-    observed(|| size() > 0, "the first bookmark").await;
+    eventually("the first bookmark", LONG, async || {
+        (size() > 0).then_some(()).ok_or("nothing")
+    })
+    .await;
     let pid = rustix::process::Pid::from_child(&curl);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
 
@@ -307,14 +308,6 @@ async fn a_watch_that_nobody_reads_is_cut_off() {
         (Some("ERROR"), Some(410)),
         "{last}"
     );
-}
-
-async fn observed(condition: impl Fn() -> bool, what: &str) {
-    let started = tokio::time::Instant::now();
-    while !condition() {
-        assert!(started.elapsed() < LONG, "not seen: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,6 +104,7 @@ impl Hub {
                 hub: Arc::downgrade(self),
                 rx,
                 replay: VecDeque::new(),
+                after: from,
             },
             from,
         ))
@@ -116,14 +117,21 @@ pub struct Watcher {
     hub: Weak<Hub>,
     rx: mpsc::Receiver<Arc<Event>>,
     pub(super) replay: VecDeque<Arc<Event>>,
+    /// The revision that the client knows already: it may have read it before it was published.
+    pub(super) after: u64,
 }
 
 impl Watcher {
     /// The next change; `None` when this watcher was cut off because it was too slow, or the store was closed.
     pub async fn next(&mut self) -> Option<Arc<Event>> {
-        match self.replay.pop_front() {
-            Some(event) => Some(event),
-            None => self.rx.recv().await,
+        if let Some(event) = self.replay.pop_front() {
+            return Some(event);
+        }
+        loop {
+            let event = self.rx.recv().await?;
+            if event.revision > self.after {
+                return Some(event);
+            }
         }
     }
 
@@ -131,7 +139,7 @@ impl Watcher {
     pub fn idle_at(&self) -> Option<u64> {
         let hub = self.hub.upgrade()?;
         let state = hub.lock();
-        (self.replay.is_empty() && self.rx.is_empty()).then_some(state.published)
+        (self.replay.is_empty() && self.rx.is_empty()).then_some(state.published.max(self.after))
     }
 }
 

@@ -16,7 +16,7 @@ pub use hub::Watcher;
 pub use redb_store::{RedbOptions, RedbStore};
 
 /// What went wrong in the store, sorted by who can do something about it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process (or another part of this one) has the file open.
     #[error("store {path} is already in use by another process; stop that cluster first or choose another name")]
@@ -85,28 +85,6 @@ pub enum StoreError {
     /// The writer is gone (shutdown or an earlier write error).
     #[error("the store has been closed: {0}")]
     Closed(String),
-}
-
-impl StoreError {
-    /// The same failure for another caller of the same batch.
-    fn again(&self) -> StoreError {
-        match self {
-            StoreError::NoSpace {
-                path,
-                free_mib,
-                needed_mib,
-            } => StoreError::NoSpace {
-                path: path.clone(),
-                free_mib: *free_mib,
-                needed_mib: *needed_mib,
-            },
-            StoreError::Io { path, detail } => StoreError::Io {
-                path: path.clone(),
-                detail: detail.clone(),
-            },
-            other => StoreError::Closed(other.to_string()),
-        }
-    }
 }
 
 /// One stored document.

@@ -159,6 +159,12 @@ impl RedbStore {
         })
     }
 
+    fn counter(&self, txn: &redb::ReadTransaction, name: &str) -> Result<u64, StoreError> {
+        let meta = txn.open_table(META).map_err(|e| self.fail(e))?;
+        let value = meta.get(name).map_err(|e| self.fail(e))?;
+        Ok(value.map_or(0, |v| v.value()))
+    }
+
     fn fail(&self, e: impl Into<redb::Error>) -> StoreError {
         classify(&self.path.display().to_string(), e.into())
     }
@@ -180,11 +186,7 @@ impl Store for RedbStore {
     fn get(&self, key: &str) -> Result<(Option<Entry>, u64), StoreError> {
         let db = self.db.get()?;
         let txn = db.begin_read().map_err(|e| self.fail(e))?;
-        let meta = txn.open_table(META).map_err(|e| self.fail(e))?;
-        let revision = meta
-            .get(META_REVISION)
-            .map_err(|e| self.fail(e))?
-            .map_or(0, |v| v.value());
+        let revision = self.counter(&txn, META_REVISION)?;
         let kv = txn.open_table(KV).map_err(|e| self.fail(e))?;
         let entry = kv
             .get(key)
@@ -196,11 +198,7 @@ impl Store for RedbStore {
     fn range(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<Snapshot, StoreError> {
         let db = self.db.get()?;
         let txn = db.begin_read().map_err(|e| self.fail(e))?;
-        let meta = txn.open_table(META).map_err(|e| self.fail(e))?;
-        let revision = meta
-            .get(META_REVISION)
-            .map_err(|e| self.fail(e))?
-            .map_or(0, |v| v.value());
+        let revision = self.counter(&txn, META_REVISION)?;
         let kv = txn.open_table(KV).map_err(|e| self.fail(e))?;
         let start = start_after.unwrap_or(prefix);
         let mut entries = Vec::new();
@@ -237,20 +235,18 @@ impl Store for RedbStore {
 
     fn watch(&self, prefix: &str, from: u64) -> Result<Watcher, StoreError> {
         let (mut watcher, registered) = self.hub.register(prefix)?;
-        if from > registered {
-            return Err(StoreError::Future {
-                requested: from,
-                current: registered,
-            });
-        }
         // Everything up to `registered` is in the log (the writer publishes after it commits); the rest arrives live.
         let db = self.db.get()?;
         let txn = db.begin_read().map_err(|e| self.fail(e))?;
-        let meta = txn.open_table(META).map_err(|e| self.fail(e))?;
-        let compacted = meta
-            .get(META_COMPACTED)
-            .map_err(|e| self.fail(e))?
-            .map_or(0, |v| v.value());
+        // A commit can be read a moment before it is published; whoever has read it may watch from there.
+        let committed = self.counter(&txn, META_REVISION)?;
+        if from > committed {
+            return Err(StoreError::Future {
+                requested: from,
+                current: committed,
+            });
+        }
+        let compacted = self.counter(&txn, META_COMPACTED)?;
         if from < compacted {
             return Err(StoreError::Compacted {
                 requested: from,
@@ -260,6 +256,7 @@ impl Store for RedbStore {
         if from < registered {
             watcher.replay = changes(&txn, from, registered, prefix).map_err(|e| self.fail(e))?;
         }
+        watcher.after = from.max(registered);
         Ok(watcher)
     }
 
@@ -352,7 +349,7 @@ impl Writer {
                 Err(error) => {
                     tracing::error!(%error, "store write failed");
                     for request in batch.drain(..) {
-                        let _ = request.reply.send(Err(error.again()));
+                        let _ = request.reply.send(Err(error.clone()));
                     }
                 }
             }

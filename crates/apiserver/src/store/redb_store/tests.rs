@@ -106,6 +106,39 @@ async fn watch_replays_then_follows_without_gap_or_repeat() {
     assert_eq!(idle.idle_at(), Some(301));
 }
 
+/// A commit is readable a moment before it is published: who reads it then and watches from there misses nothing and gets
+/// nothing twice.
+#[tokio::test]
+async fn a_watch_from_a_revision_that_is_not_published_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, RedbOptions::default());
+    let published = store.commit(Txn::create("/t/keys/a", doc(1))).await.unwrap()[0];
+    let next = published + 1;
+    {
+        let txn = store.db.get().unwrap().begin_write().unwrap();
+        let (key, value) = ("/t/keys/b", doc(2));
+        let bytes: &[u8] = &value;
+        txn.open_table(KV).unwrap().insert(key, (next, next, bytes)).unwrap();
+        txn.open_table(LOG)
+            .unwrap()
+            .insert(next, (key, Some(bytes), None))
+            .unwrap();
+        txn.open_table(META).unwrap().insert(META_REVISION, next).unwrap();
+        txn.commit().unwrap();
+    }
+    let mut watcher = store.watch("/t/", next).unwrap();
+    assert_eq!(watcher.idle_at(), Some(next), "bookmarks do not go back");
+    let mut behind = store.watch("/t/", published).unwrap();
+    let ahead = store.watch("/t/", next + 1).err();
+    assert!(matches!(ahead, Some(StoreError::Future { .. })), "{ahead:?}");
+    let event = Event::new(next, "/t/keys/b".into(), Some(doc(2)), None);
+    store.hub.publish(&[Arc::new(event)]);
+    let later = store.commit(Txn::create("/t/keys/c", doc(3))).await.unwrap()[0];
+    assert_eq!(watcher.next().await.unwrap().revision, later);
+    assert_eq!(behind.next().await.unwrap().revision, next);
+    assert_eq!(behind.next().await.unwrap().revision, later);
+}
+
 #[tokio::test]
 async fn old_revisions_are_compacted_and_slow_watchers_cut_off() {
     let dir = tempfile::tempdir().unwrap();
