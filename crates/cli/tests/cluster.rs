@@ -1,149 +1,37 @@
 //! `mantlet cluster` as a whole: the real program, real `kubectl`, real pods, each test with its own state directory.
 
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{Cluster, program, text};
+
+mod common;
 #[path = "cluster/rootless.rs"]
 mod rootless;
 
-/// One cluster, stopped and deleted at the end of its test.
-struct Cluster {
-    dir: tempfile::TempDir,
-    name: String,
-    /// Whose it is, unless it belongs to whoever runs the tests.
-    user: Option<rootless::OrdinaryUser>,
+/// A rolling update from its start to its end.
+fn roll(cluster: &Cluster, workload: &str) {
+    let began = std::time::Instant::now();
+    cluster.kubectl(&["rollout", "restart", workload]);
+    cluster.kubectl(&["rollout", "status", workload, "--timeout=60s"]);
+    // kubectl names a restart by its second and refuses two of the same name.
+    std::thread::sleep(std::time::Duration::from_millis(1100).saturating_sub(began.elapsed()));
 }
 
-impl Cluster {
-    fn new(name: &str) -> Self {
-        let samples = program().with_file_name("mantlet-samples");
-        assert!(
-            samples.is_file(),
-            "{} is missing: cargo build -p mantlet-samples",
-            samples.display()
-        );
-        // Unique on the machine, so that parallel runs get different addresses on the host.
-        Self {
-            dir: tempfile::tempdir().expect("a directory"),
-            name: format!("{name}-{}", std::process::id()),
-            user: None,
-        }
-    }
-
-    fn of_ordinary_user(name: &str) -> Self {
-        let mut cluster = Self::new(name);
-        cluster.user = Some(rootless::OrdinaryUser::new(cluster.dir.path()));
-        cluster
-    }
-
-    fn kubeconfig(&self) -> PathBuf {
-        self.dir.path().join("kubeconfig")
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.path().join("state").join(&self.name)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = match &self.user {
-            Some(user) => user.command(program),
-            None => Command::new(program),
-        };
-        command
-            .env("KUBECONFIG", self.kubeconfig())
-            .env("MANTLET_STATE_DIR", self.dir.path().join("state"))
-            // kubectl caches discovery there.
-            .env("HOME", self.dir.path());
-        command
-    }
-
-    fn mantlet(&self, args: &[&str]) -> Output {
-        let program = self.user.as_ref().map_or_else(program, rootless::OrdinaryUser::mantlet);
-        let mut command = self.command(program.to_str().expect("UTF-8"));
-        command.arg("cluster").args(args).args(["--name", &self.name]);
-        command.output().expect("mantlet runs")
-    }
-
-    fn up(&self) -> String {
-        let output = self.mantlet(&["up"]);
-        assert!(output.status.success(), "{}", text(&output));
-        text(&output)
-    }
-
-    /// Standard output of a successful kubectl.
-    fn kubectl(&self, args: &[&str]) -> String {
-        let output = self.command("kubectl").args(args).output().expect("kubectl is needed");
-        assert!(output.status.success(), "kubectl {args:?}: {}", text(&output));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    }
-
-    /// A rolling update from its start to its end.
-    fn roll(&self, workload: &str) {
-        let began = std::time::Instant::now();
-        self.kubectl(&["rollout", "restart", workload]);
-        self.kubectl(&["rollout", "status", workload, "--timeout=60s"]);
-        // kubectl names a restart by its second and refuses two of the same name.
-        std::thread::sleep(std::time::Duration::from_millis(1100).saturating_sub(began.elapsed()));
-    }
-
-    fn apply(&self, manifest: &str) {
-        let mut child = self
-            .command("kubectl")
-            .args(["apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("kubectl is needed");
-        let mut stdin = child.stdin.take().expect("piped");
-        std::io::Write::write_all(&mut stdin, manifest.as_bytes()).expect("kubectl reads");
-        drop(stdin);
-        assert!(child.wait().expect("kubectl ends").success());
-    }
-
-    fn status(&self) -> Option<serde_json::Value> {
-        let output = self.mantlet(&["status", "--json"]);
-        output
-            .status
-            .success()
-            .then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
-    }
-
-    /// The process id of the cluster process: the first child of the init inside the sandbox.
-    fn cluster_process(&self) -> i32 {
-        let launcher = self.status().expect("runs")["sandbox_pid"].as_i64().expect("a number");
-        let child = |pid: i64| {
-            let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("readable");
-            list.split_whitespace()
-                .next()
-                .expect("a child")
-                .parse::<i64>()
-                .expect("a number")
-        };
-        i32::try_from(child(child(launcher))).expect("a process id")
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.state().join("cluster.log")).unwrap_or_default();
-            eprintln!("--- cluster.log\n{log}");
-        }
-        self.mantlet(&["down", "--purge"]);
-    }
-}
-
-fn program() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_mantlet"))
-}
-
-fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+/// The process id of the cluster process: the first child of the init inside the sandbox.
+fn cluster_process(cluster: &Cluster) -> i32 {
+    let launcher = cluster.status().expect("runs")["sandbox_pid"]
+        .as_i64()
+        .expect("a number");
+    let child = |pid: i64| {
+        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("readable");
+        list.split_whitespace()
+            .next()
+            .expect("a child")
+            .parse::<i64>()
+            .expect("a number")
+    };
+    i32::try_from(child(child(launcher))).expect("a process id")
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -277,7 +165,7 @@ fn nothing_acknowledged_is_lost_by_kill_9_and_pods_run_again() {
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
     for round in 0..3 {
         let mut acknowledged = Vec::new();
-        let victim = nix::unistd::Pid::from_raw(cluster.cluster_process());
+        let victim = nix::unistd::Pid::from_raw(cluster_process(&cluster));
         let killer = std::thread::spawn(move || {
             // At a moment that has nothing to do with what is being written.
             std::thread::sleep(Duration::from_millis(150 + 70 * round));
@@ -386,7 +274,7 @@ fn a_rolling_update_loses_no_request() {
         .spawn()
         .expect("python3 is needed");
     for _ in 0..3 {
-        cluster.roll("deployment/web");
+        roll(&cluster, "deployment/web");
     }
     for (name, child) in [("ClusterIP", inside), ("LoadBalancer", outside)] {
         let output = child.wait_with_output().expect("the load ends");
@@ -436,7 +324,7 @@ fn a_rolling_update_in_the_mesh_loses_no_request() {
         .spawn()
         .expect("kubectl runs");
     for _ in 0..2 {
-        cluster.roll("deployment/web");
+        roll(&cluster, "deployment/web");
     }
     let output = load.wait_with_output().expect("the load ends");
     let result: serde_json::Value =

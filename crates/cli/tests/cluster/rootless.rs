@@ -32,14 +32,15 @@ wait $!
 const NOBODY: u32 = 65_534;
 
 /// Who runs the cluster, and with which programs.
-pub(super) struct OrdinaryUser {
+#[derive(Clone)]
+struct OrdinaryUser {
     ids: PathBuf,
     programs: PathBuf,
 }
 
 impl OrdinaryUser {
     /// Gives `home` to the user, with what it needs in it.
-    pub(super) fn new(home: &Path) -> Self {
+    fn new(home: &Path) -> Self {
         let own = program();
         let built = own.parent().expect("a directory").to_owned();
         if !nix::unistd::geteuid().is_root() {
@@ -72,11 +73,11 @@ impl OrdinaryUser {
         std::fs::set_permissions(&self.ids, std::fs::Permissions::from_mode(0o644)).expect("own file");
     }
 
-    pub(super) fn mantlet(&self) -> PathBuf {
+    fn mantlet(&self) -> PathBuf {
         self.programs.join("mantlet")
     }
 
-    pub(super) fn command(&self, program: &str) -> Command {
+    fn command(&self, program: &str) -> Command {
         if !nix::unistd::geteuid().is_root() {
             return Command::new(program);
         }
@@ -87,9 +88,17 @@ impl OrdinaryUser {
     }
 }
 
+/// A cluster, and the ordinary user whose it is.
+fn of_ordinary_user(name: &str) -> (Cluster, OrdinaryUser) {
+    let cluster = Cluster::new(name);
+    let user = OrdinaryUser::new(cluster.dir.path());
+    let runs = user.clone();
+    let cluster = cluster.run_by(user.mantlet(), move |program| runs.command(program));
+    (cluster, user)
+}
+
 /// Refuses to start, with all of `wanted` in its message, and leaves nothing behind.
-fn refused(cluster: &Cluster, prepare: &str, options: &str, wanted: &[&str]) {
-    let user = cluster.user.as_ref().expect("an ordinary user");
+fn refused((cluster, user): &(Cluster, OrdinaryUser), prepare: &str, options: &str, wanted: &[&str]) {
     let before = entries(cluster.dir.path());
     let mut command = Command::new("unshare");
     if prepare.contains("/proc/sys/user/") {
@@ -140,8 +149,8 @@ fn what_an_ordinary_user_lacks_is_named_with_the_administrators_command() {
         nix::unistd::geteuid().is_root(),
         "this test takes things away from a user, for which it needs root"
     );
-    let cluster = Cluster::of_ordinary_user("lacks");
-    let user = cluster.user.as_ref().expect("an ordinary user");
+    let cluster = of_ordinary_user("lacks");
+    let user = &cluster.1;
     let found = Command::new("sh")
         .args(["-c", "readlink -f \"$(command -v newuidmap)\""])
         .output();
@@ -215,7 +224,7 @@ fn what_an_ordinary_user_lacks_is_named_with_the_administrators_command() {
 
 #[test]
 fn ports_below_1024_are_reached_where_they_are_printed() {
-    let cluster = Cluster::of_ordinary_user("ports");
+    let (cluster, _) = of_ordinary_user("ports");
     let said = cluster.up();
     let first: u16 = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
         .expect("a kernel with IPv4")
@@ -315,7 +324,7 @@ fn is_mounted_anywhere(dir: &Path) -> bool {
 
 #[test]
 fn nothing_is_left_of_a_users_cluster_however_it_is_killed() {
-    let cluster = Cluster::of_ordinary_user("killed");
+    let (cluster, _) = of_ordinary_user("killed");
     let pid = |field: &str| {
         let status = cluster.status().expect("runs");
         i32::try_from(status[field].as_i64().expect("a number")).expect("a process id")

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::text;
+use crate::common::text;
 use crate::mesh::Mesh;
 use crate::pause;
 use crate::run::Run;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::cluster::{Cluster, text};
+use crate::common::{Cluster, text};
 use crate::load::now;
 use crate::mesh::Mesh;
 use crate::run::Run;

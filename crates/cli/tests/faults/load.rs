@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use crate::cluster::Cluster;
+use crate::common::Cluster;
 
 /// The time of the callers' clock.
 pub(crate) fn now() -> f64 {

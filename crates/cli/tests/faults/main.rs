@@ -6,7 +6,8 @@
 //! counted apart, and only while they cannot be avoided. `SOAK_SECONDS` makes the test go round for longer and judge the
 //! resources of every process (`scripts/soak`).
 
-mod cluster;
+#[path = "../common/mod.rs"]
+mod common;
 mod hostile;
 mod identity;
 mod load;
@@ -121,7 +122,7 @@ fn control_plane_stopped(run: &Run) {
             assert!(
                 !output.status.success(),
                 "a pod was made without the injector: {}",
-                cluster::text(&output)
+                common::text(&output)
             );
         });
         mesh.wait_until("the injector answers again", || {

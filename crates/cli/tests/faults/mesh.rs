@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, program, text};
+use crate::common::{Cluster, program, text};
 use crate::load::Load;
 use crate::processes::{Process, tree};
 

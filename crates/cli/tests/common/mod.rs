@@ -1,5 +1,7 @@
 //! A cluster of its own for a test, through the real program and the real `kubectl`.
 
+#![allow(dead_code, reason = "each test program uses its own part")]
+
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -7,6 +9,9 @@ use std::process::{Command, Output, Stdio};
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) name: String,
+    mantlet: PathBuf,
+    /// How a program is started.
+    launch: Box<dyn Fn(&str) -> Command>,
 }
 
 impl Cluster {
@@ -21,7 +26,16 @@ impl Cluster {
         Self {
             dir: tempfile::tempdir().expect("a directory"),
             name: format!("{name}-{}", std::process::id()),
+            mantlet: program(),
+            launch: Box::new(|program| Command::new(program)),
         }
+    }
+
+    /// The cluster of somebody else than whoever runs the tests, with this program, started in this way.
+    pub(crate) fn run_by(mut self, mantlet: PathBuf, launch: impl Fn(&str) -> Command + 'static) -> Self {
+        self.mantlet = mantlet;
+        self.launch = Box::new(launch);
+        self
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -33,7 +47,7 @@ impl Cluster {
     }
 
     pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = (self.launch)(program);
         command
             .env("KUBECONFIG", self.kubeconfig())
             .env("MANTLET_STATE_DIR", self.dir.path().join("state"))
@@ -43,8 +57,7 @@ impl Cluster {
     }
 
     pub(crate) fn mantlet(&self, args: &[&str]) -> Output {
-        let program = program();
-        let mut command = self.command(program.to_str().expect("UTF-8"));
+        let mut command = self.command(self.mantlet.to_str().expect("UTF-8"));
         command.arg("cluster").args(args).args(["--name", &self.name]);
         command.output().expect("mantlet runs")
     }
