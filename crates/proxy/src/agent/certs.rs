@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mantlet_identity::rotation::renewal_time;
-use mantlet_identity::{PrivateKey, TlsIdentity, TrustBundle, build_csr};
+use mantlet_identity::{PeerCertificate, PrivateKey, TlsIdentity, TrustBundle, build_csr};
 use mantlet_runtime::{Backoff, ReadyTask};
 use mantlet_xds::istio_ca::IstioCertificateRequest;
 use mantlet_xds::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -38,10 +38,8 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
             Ok(identity) => {
                 backoff.reset();
                 let received = OffsetDateTime::now_utc();
-                let validity = identity
-                    .leaf()
-                    .map_or((received, received), |leaf| (leaf.not_before, leaf.not_after));
-                let not_after = validity.1;
+                let leaf = identity.leaf().cloned();
+                let not_after = leaf.as_ref().map_or(received, |leaf| leaf.not_after);
                 let dice = rand::random_range(-1.0..=1.0);
                 let renew = renewal_time(received, not_after, settings.grace.0, settings.grace.1, dice);
                 tracing::info!(
@@ -60,7 +58,7 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
                 // A certificate that is renewed at once, forever, would be a storm.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 tokio::select! {
-                    () = due(validity, renew) => {}
+                    () = due(leaf.as_ref(), renew) => {}
                     () = issuer_leaves(secrets) => {
                         tracing::info!(target: "certs", "the trust anchors have changed: renewing");
                     }
@@ -77,19 +75,15 @@ pub async fn keep_fresh(settings: Arc<Settings>, shared: Arc<Shared>, ready: Rea
 
 /// Returns when the certificate must be renewed by the clock as it is then: at `renew`, or when the clock has been set to a
 /// time at which the certificate is not valid (RFC 5280 4.1.2.5).
-async fn due(validity: (OffsetDateTime, OffsetDateTime), renew: OffsetDateTime) {
+async fn due(leaf: Option<&PeerCertificate>, renew: OffsetDateTime) {
     loop {
         let now = OffsetDateTime::now_utc();
-        if now >= renew || !valid(validity, now) {
+        if now >= renew || leaf.is_none_or(|leaf| leaf.check_validity(now).is_err()) {
             return;
         }
         let wait = (renew - now).try_into().unwrap_or(Duration::ZERO);
         tokio::time::sleep(CLOCK_POLL.min(wait)).await;
     }
-}
-
-fn valid((not_before, not_after): (OffsetDateTime, OffsetDateTime), now: OffsetDateTime) -> bool {
-    not_before <= now && now <= not_after
 }
 
 /// Returns when the mounted trust anchors change to ones without the issuer of the own certificate.
@@ -131,7 +125,7 @@ async fn fetch(settings: &Settings, secrets: &Secrets) -> Result<TlsIdentity, St
         .map_err(|e| format!("unusable answer of the authority: {e}"))?;
     let now = OffsetDateTime::now_utc();
     if let Some(leaf) = identity.leaf()
-        && !valid((leaf.not_before, leaf.not_after), now)
+        && leaf.check_validity(now).is_err()
     {
         // The former one may be good for hours: peers would refuse this one at once.
         return Err(format!(

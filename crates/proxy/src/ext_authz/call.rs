@@ -5,15 +5,14 @@
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request};
 use http_body_util::BodyExt;
 use mantlet_model::cluster::{Discovery, UpstreamProtocol};
 
 use crate::connection::Downstream;
-use crate::http::body::{RequestBody, UpstreamBody};
+use crate::http::body::{BodyError, RequestBody, UpstreamBody};
 use crate::http::forward;
-use crate::upstream::multiplex;
-use crate::upstream::pool::{Http1Lease, Http2Lease, Lease};
+use crate::upstream::pool::Lease;
 use crate::upstream::{ActiveGuard, Endpoint};
 
 /// Most connections that may turn out to be dead before a new one is made.
@@ -39,22 +38,16 @@ pub enum CallError {
     Connect(#[from] crate::upstream::connect::ConnectError),
     /// The exchange broke.
     #[error("{0}")]
-    Exchange(String),
+    Exchange(BodyError),
 }
 
 /// A response whose body has not been read.
 pub(super) struct Answer {
     pub(super) head: http::response::Parts,
     body: UpstreamBody,
-    lease: Held,
+    lease: Lease,
     endpoint: Rc<Endpoint>,
     _active: ActiveGuard,
-}
-
-enum Held {
-    Http1(Http1Lease),
-    // Dropping it frees the place on its connection.
-    Http2(#[expect(dead_code, reason = "held until the answer has been read")] Http2Lease),
 }
 
 /// A body that was read as far as the bounds allow.
@@ -92,7 +85,7 @@ impl Answer {
                 },
             }
         };
-        if let (Held::Http1(lease), true) = (lease, complete) {
+        if let (Lease::Http1(lease), true) = (lease, complete) {
             endpoint.pool.give_back(lease);
         }
         Read {
@@ -136,35 +129,15 @@ pub(super) async fn call(
             .choose(downstream.facts.destination, avoid.as_ref())
             .ok_or(CallError::NoEndpoint)?;
         let active = ActiveGuard::new(cluster.clone(), endpoint.clone());
-        let lease = forward::acquire(worker, &cluster, &endpoint, true, h2, false).await?;
+        let mut lease = forward::acquire(worker, &cluster, &endpoint, true, h2, false).await?;
         let mut request = Request::new(RequestBody::own(bytes.clone()));
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
         *request.headers_mut() = head.headers.clone();
         forward::target(&mut request, authority, h2, endpoint.tls.is_some());
-        // The error says whether nothing was sent.
-        let (sent, lease, reused) = match lease {
-            Lease::Http1(mut lease) => {
-                let reused = lease.reused;
-                let sent = lease.sender.try_send_request(request).await;
-                let sent = sent.map(|r| r.map(UpstreamBody::Http1)).map_err(|mut e| {
-                    let unsent = e.take_message().is_some();
-                    (unsent, e.into_error().to_string())
-                });
-                (sent, Held::Http1(lease), reused)
-            }
-            Lease::Http2(lease) => {
-                let reused = lease.reused;
-                let sent = multiplex::exchange(&lease, request).await;
-                let sent = sent
-                    .map(|r| r.map(UpstreamBody::Http2))
-                    .map_err(|e| (e.back.is_some(), e.error.to_string()));
-                (sent, Held::Http2(lease), reused)
-            }
-        };
-        match sent {
+        match lease.send(request).await {
             Ok(response) => {
-                let (head, body) = Response::into_parts(response);
+                let (head, body) = response.into_parts();
                 return Ok(Answer {
                     head,
                     body,
@@ -173,13 +146,13 @@ pub(super) async fn call(
                     _active: active,
                 });
             }
-            Err((unsent, error)) => {
-                if unsent && reused && stale_left > 0 {
+            Err(unanswered) => {
+                if unanswered.back.is_some() && lease.reused() && stale_left > 0 {
                     stale_left -= 1;
                     avoid = None;
                     continue;
                 }
-                return Err(CallError::Exchange(error));
+                return Err(CallError::Exchange(unanswered.error));
             }
         }
     }

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -13,11 +12,11 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::life::Busy;
+use super::life::{Busy, Still};
 use crate::telemetry::flags;
 use crate::telemetry::record::Account;
 use crate::upstream::multiplex::Download;
-use crate::upstream::pool::{Http1Lease, Http2Lease};
+use crate::upstream::pool::Lease;
 use crate::upstream::{ActiveGuard, Endpoint};
 use crate::worker::Tuning;
 
@@ -65,8 +64,8 @@ pub struct Progress {
     pub patient: Cell<bool>,
     /// Whether more of the body was asked for and has not come.
     waiting: Cell<bool>,
-    /// Bytes at an earlier sweep, and since when there are no more.
-    silent: Cell<Option<(u64, std::time::Instant)>>,
+    /// Bytes received, while there are no more.
+    silent: Still,
     starved: Cell<bool>,
     waker: Cell<Option<Waker>>,
 }
@@ -78,21 +77,15 @@ impl Progress {
             return false;
         }
         if !self.waiting.get() {
-            self.silent.set(None);
+            self.silent.ends();
             return true;
         }
-        let received = self.received.get();
-        let since = match self.silent.get() {
-            Some((same, since)) if same == received => since,
-            _ => now,
-        };
-        self.silent.set(Some((received, since)));
         let limit = if self.patient.get() {
             tuning.idle_timeout
         } else {
             tuning.body_timeout
         };
-        if now.duration_since(since) >= limit {
+        if self.silent.lasts(self.received.get(), now) >= limit {
             self.starved.set(true);
             if let Some(waker) = self.waker.take() {
                 waker.wake();
@@ -286,7 +279,7 @@ pub struct Source {
     /// The exchange is counted until here.
     pub active: ActiveGuard,
     /// The connection.
-    pub lease: SourceLease,
+    pub lease: Lease,
     /// Where an HTTP/1.1 connection goes back to.
     pub endpoint: Rc<Endpoint>,
     /// How long it may take.
@@ -328,24 +321,6 @@ impl Limits {
     fn progress(&mut self) {
         if let Some((length, idle)) = &mut self.idle {
             idle.as_mut().reset(Instant::now() + *length);
-        }
-    }
-}
-
-/// A lease, as far as it matters while the answer is read.
-pub enum SourceLease {
-    /// To be given back.
-    Http1(Http1Lease),
-    /// Ends by itself.
-    Http2(Http2Lease),
-}
-
-impl SourceLease {
-    /// This end's address.
-    pub fn local(&self) -> Option<SocketAddr> {
-        match self {
-            SourceLease::Http1(lease) => lease.local,
-            SourceLease::Http2(lease) => lease.local(),
         }
     }
 }
@@ -447,7 +422,7 @@ impl ResponseBody {
                 limits: _,
             } = *source;
             let request_done = self.account.as_ref().is_some_and(|a| a.progress.request_done.get());
-            if let SourceLease::Http1(lease) = lease
+            if let Lease::Http1(lease) = lease
                 && complete
                 && request_done
             {

@@ -18,7 +18,7 @@ use mantlet_model::names::Direction;
 use mantlet_model::route::{Forward, HeaderChange, Retry, Route, VirtualHost};
 use tokio::time::{Instant, timeout_at};
 
-use super::body::{Limits, RequestBody, ResponseBody, Source, SourceLease, UpstreamBody};
+use super::body::{Limits, RequestBody, ResponseBody, Source, UpstreamBody};
 use super::reply::{self, Reply};
 use super::request::Exchange;
 use super::{headers, upgrade};
@@ -348,7 +348,7 @@ pub fn change(fields: &mut http::HeaderMap, changes: &[HeaderChange]) {
     }
 }
 
-type Sent = (Response<UpstreamBody>, SourceLease, ActiveGuard);
+type Sent = (Response<UpstreamBody>, Lease, ActiveGuard);
 type Back = Option<(Parts, Option<RequestBody>)>;
 
 /// One attempt.
@@ -370,7 +370,7 @@ async fn send(
     let shared = !native && manager.istio_alpn && endpoint.tls.is_some() && endpoint.mantlet.get();
     let h2 = !switch && (native || shared);
     let worker = &exchange.downstream.worker;
-    let lease = match acquire(worker, cluster, endpoint, manager.istio_alpn, h2, switch).await {
+    let mut lease = match acquire(worker, cluster, endpoint, manager.istio_alpn, h2, switch).await {
         Ok(lease) => lease,
         Err(error) => {
             let (head, body) = request.into_parts();
@@ -388,37 +388,25 @@ async fn send(
         crate::telemetry::exchange::outgoing(worker, manager, direction, request.headers_mut());
     }
     target(&mut request, &exchange.authority, h2, endpoint.tls.is_some());
-    match lease {
-        Lease::Http1(mut lease) => match lease.sender.try_send_request(request).await {
-            Ok(response) => Ok((response.map(UpstreamBody::Http1), SourceLease::Http1(lease), active)),
-            Err(mut error) => {
-                let back = error.take_message().map(give_back);
-                Err((failure(error.error(), back.is_some()), back))
-            }
-        },
-        Lease::Http2(lease) => match multiplex::exchange(&lease, request).await {
-            Ok(response) => Ok((response.map(UpstreamBody::Http2), SourceLease::Http2(lease), active)),
-            Err(failed) => {
-                let failure = Failure::Reset {
-                    unsent: failed.back.is_some(),
-                    refused: failed.refused(),
-                };
-                Err((failure, failed.back.map(give_back)))
-            }
-        },
+    match lease.send(request).await {
+        Ok(response) => Ok((response, lease, active)),
+        Err(unanswered) => {
+            let failure = if unanswered.is_garbled() {
+                Failure::Protocol
+            } else {
+                Failure::Reset {
+                    unsent: unanswered.back.is_some(),
+                    refused: unanswered.refused(),
+                }
+            };
+            Err((failure, unanswered.back.map(give_back)))
+        }
     }
 }
 
 fn give_back(request: Request<RequestBody>) -> (Parts, Option<RequestBody>) {
     let (head, body) = request.into_parts();
     (head, Some(body))
-}
-
-fn failure(error: &hyper::Error, unsent: bool) -> Failure {
-    if error.is_parse() || error.is_parse_too_large() {
-        return Failure::Protocol;
-    }
-    Failure::Reset { unsent, refused: false }
 }
 
 /// A connection to an endpoint, idle or new.
@@ -533,7 +521,7 @@ fn respond(
     manager: &HttpManager,
     route: &Route,
     response: Response<UpstreamBody>,
-    (lease, limits): (SourceLease, Option<Box<Limits>>),
+    (lease, limits): (Lease, Option<Box<Limits>>),
     active: ActiveGuard,
     endpoint: Rc<Endpoint>,
     mut account: Box<Account>,
@@ -552,7 +540,7 @@ fn respond(
         );
         headers::strip_hop_by_hop(&mut head.headers, switched);
     }
-    if let SourceLease::Http2(lease) = &lease
+    if let Lease::Http2(lease) = &lease
         && direction == Direction::Outbound
     {
         account.upstream_peer = lease.peer(account.upstream_peer.take());

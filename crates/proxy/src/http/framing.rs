@@ -7,13 +7,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::stream::Stream;
+use super::watched::Watch;
 
 /// Longest begin of a line that is kept when the line comes in pieces.
 const MAX_LINE: usize = 96;
@@ -228,57 +224,14 @@ pub fn follow(shared: &SharedFollower) -> MutexGuard<'_, Follower> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A stream whose requests are followed.
-pub struct Followed {
-    stream: Stream,
-    follower: SharedFollower,
-}
-
-impl Followed {
-    /// Follows a stream.
-    pub fn new(stream: Stream, follower: SharedFollower) -> Self {
-        Followed { stream, follower }
-    }
-}
-
-impl AsyncRead for Followed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if polled.is_ready() {
-            let mut follower = follow(&self.follower);
-            follower.feed(&buf.filled()[before..]);
-            if follower.broken {
-                return Poll::Ready(Err(io::Error::other("the size of a chunk is none")));
-            }
+impl Watch for SharedFollower {
+    fn read(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut follower = follow(self);
+        follower.feed(bytes);
+        if follower.broken {
+            return Err(io::Error::other("the size of a chunk is none"));
         }
-        polled
-    }
-}
-
-impl AsyncWrite for Followed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Ok(())
     }
 }
 

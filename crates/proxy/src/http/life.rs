@@ -24,6 +24,27 @@ enum Reader {
     Http2(Rc<RefCell<Meter>>),
 }
 
+/// Since when something has not changed, as far as sweeps have seen.
+#[derive(Default)]
+pub(super) struct Still(Cell<Option<(u64, Instant)>>);
+
+impl Still {
+    /// For how long `value` has been what it is now.
+    pub(super) fn lasts(&self, value: u64, now: Instant) -> Duration {
+        let since = match self.0.get() {
+            Some((same, since)) if same == value => since,
+            _ => now,
+        };
+        self.0.set(Some((value, since)));
+        now.duration_since(since)
+    }
+
+    /// Begins anew.
+    pub(super) fn ends(&self) {
+        self.0.set(None);
+    }
+}
+
 /// What is known of a connection's life.
 pub struct Life {
     reader: RefCell<Reader>,
@@ -32,9 +53,9 @@ pub struct Life {
     /// Requests so far, and how many of them the client gave up at once.
     streams: Cell<u64>,
     given_up: Cell<u64>,
-    /// What was unfinished at an earlier sweep, and since when.
-    begun: Cell<Option<(u64, Instant)>>,
-    idle: Cell<Option<Instant>>,
+    /// What is begun and not finished.
+    begun: Still,
+    idle: Still,
     bodies: RefCell<Vec<Weak<Progress>>>,
 }
 
@@ -45,8 +66,8 @@ impl Default for Life {
             busy: Cell::new(0),
             streams: Cell::new(0),
             given_up: Cell::new(0),
-            begun: Cell::new(None),
-            idle: Cell::new(None),
+            begun: Still::default(),
+            idle: Still::default(),
             bodies: RefCell::default(),
         }
     }
@@ -105,31 +126,24 @@ impl Life {
         match self.unfinished() {
             // Requests that come while others are answered may have to wait for them.
             Some(number) if !busy || self.speaks_http2() => {
-                let since = match self.begun.get() {
-                    Some((same, since)) if same == number => since,
-                    _ => now,
-                };
-                self.begun.set(Some((number, since)));
-                self.idle.set(None);
-                if now.duration_since(since) >= tuning.header_timeout {
+                self.idle.ends();
+                if self.begun.lasts(number, now) >= tuning.header_timeout {
                     return Fate::End;
                 }
                 return Fate::Stay;
             }
-            _ => self.begun.set(None),
+            _ => self.begun.ends(),
         }
         if busy {
-            self.idle.set(None);
+            self.idle.ends();
             return Fate::Stay;
         }
-        let since = self.idle.get().unwrap_or(now);
-        self.idle.set(Some(since));
         let limit = if full {
             tuning.header_timeout
         } else {
             tuning.idle_timeout
         };
-        if now.duration_since(since) >= limit {
+        if self.idle.lasts(0, now) >= limit {
             return Fate::Finish;
         }
         Fate::Stay

@@ -4,17 +4,13 @@
 //! empty frames and the like cost work and bring no request (threats 54, 56 to 58, 62, 65), so each is noted here, and
 //! requests, answers and time pay for them. It reads frame headers only and decides nothing else.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
+use super::watched::Watch;
 use crate::sniff::H2_PREFACE;
-use crate::stream::Stream;
 
 /// What a new request pays for: a PRIORITY, window updates for its answer, and its end.
 const PER_REQUEST: u64 = 4;
@@ -177,76 +173,17 @@ impl Meter {
     }
 }
 
-/// A stream whose frames are counted.
-pub struct Metered {
-    stream: Stream,
-    meter: Rc<RefCell<Meter>>,
-    ended: Cell<bool>,
-}
-
-impl Metered {
-    /// Counts the frames of a stream.
-    pub fn new(stream: Stream, meter: Rc<RefCell<Meter>>) -> Self {
-        Metered {
-            stream,
-            meter,
-            ended: Cell::new(false),
+impl Watch for Rc<RefCell<Meter>> {
+    fn read(&self, bytes: &[u8]) -> io::Result<()> {
+        if self.borrow_mut().feed(bytes) {
+            return Ok(());
         }
+        // As Envoy does, the connection ends at once: whoever floods would not read a GOAWAY.
+        Err(io::Error::other("too many HTTP/2 frames without content"))
     }
 
-    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(n)) = &polled {
-            self.meter.borrow_mut().written += *n as u64;
-        }
-        polled
-    }
-}
-
-impl AsyncRead for Metered {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ended.get() {
-            return Poll::Ready(Err(flood()));
-        }
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if matches!(polled, Poll::Ready(Ok(()))) && !self.meter.borrow_mut().feed(&buf.filled()[before..]) {
-            self.ended.set(true);
-            return Poll::Ready(Err(flood()));
-        }
-        polled
-    }
-}
-
-/// As Envoy does, the connection ends at once: whoever floods would not read a GOAWAY.
-fn flood() -> io::Error {
-    io::Error::other("too many HTTP/2 frames without content")
-}
-
-impl AsyncWrite for Metered {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.wrote(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn wrote(&self, count: usize) {
+        self.borrow_mut().written += count as u64;
     }
 }
 

@@ -11,6 +11,7 @@ pub mod meter;
 pub mod reply;
 pub mod request;
 pub mod upgrade;
+pub mod watched;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use self::life::Busy;
+use self::watched::Watched;
 use crate::connection::Downstream;
 use crate::stream::Stream;
 use crate::upstream::multiplex;
@@ -65,7 +67,7 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
         };
         let meter = Rc::new(RefCell::new(meter::Meter::new(tuning.max_empty_frames)));
         downstream.life.http2(meter.clone());
-        let io = TokioIo::new(meter::Metered::new(stream, meter));
+        let io = TokioIo::new(Watched::new(stream, meter));
         let connection = pin!(
             http2::Builder::new(LocalExec)
                 .timer(TokioTimer::new())
@@ -85,7 +87,7 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
         drive(&downstream, connection, |c| c.graceful_shutdown()).await
     } else {
         downstream.life.http1(follower.clone());
-        let io = TokioIo::new(framing::Followed::new(stream, follower));
+        let io = TokioIo::new(Watched::new(stream, follower));
         let connection = pin!(
             http1::Builder::new()
                 // Slow heads are the worker's sweep's (`life`): a timer here would cost every request, and end idle

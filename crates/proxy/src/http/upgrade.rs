@@ -10,13 +10,14 @@ use hyper_util::rt::TokioIo;
 use mantlet_model::authz::Verdict;
 use tokio::io::copy_bidirectional_with_sizes;
 
-use super::body::{ResponseBody, SourceLease, UpstreamBody};
+use super::body::{ResponseBody, UpstreamBody};
 use super::jwt::Verified;
 use super::request::{Exchange, View};
 use crate::config::Chain;
 use crate::connection::Downstream;
 use crate::telemetry::record::Account;
 use crate::upstream::ActiveGuard;
+use crate::upstream::pool::Lease;
 
 /// Keeps what decides about a request that wants a tunnel, as it was before the upstream's rewriting: the tunnel must not
 /// outlive its permission.
@@ -54,7 +55,7 @@ pub fn tunnel(
     mut head: Parts,
     body: UpstreamBody,
     active: ActiveGuard,
-    lease: SourceLease,
+    lease: Lease,
     mut account: Box<Account>,
 ) -> Response<ResponseBody> {
     let upstream = head.extensions.remove::<OnUpgrade>();

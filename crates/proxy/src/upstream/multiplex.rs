@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, client};
+use h2::{RecvStream, SendStream, client};
 use http::header::{self, HeaderValue};
 use http::{HeaderName, Method, Request, Response};
 use hyper::body::{Body, Frame, SizeHint};
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::connect::ConnectError;
+use super::pool::Unanswered;
 use crate::http::body::{BodyError, RequestBody};
 use crate::http::headers;
 use crate::stream::Stream;
@@ -181,22 +182,6 @@ impl Drop for Http2Lease {
     }
 }
 
-/// Why there is no response.
-pub struct Failed {
-    /// h2's error.
-    pub error: h2::Error,
-    /// The request, if no byte of it has left.
-    pub back: Option<Request<RequestBody>>,
-}
-
-impl Failed {
-    /// Whether the peer said that it has not looked at the request: it may be sent again (RFC 9113 section 8.7).
-    pub fn refused(&self) -> bool {
-        let error = &self.error;
-        error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote())
-    }
-}
-
 /// Ends a request's upload when the request is given up.
 struct Cancel(Option<AbortHandle>);
 
@@ -211,14 +196,17 @@ impl Drop for Cancel {
 /// Sends a request, whose target and fields are HTTP/2's, and waits for the head of the response.
 ///
 /// # Errors
-/// See [`Failed`].
-pub async fn exchange(lease: &Http2Lease, request: Request<RequestBody>) -> Result<Response<Download>, Box<Failed>> {
+/// See [`Unanswered`].
+pub async fn exchange(
+    lease: &Http2Lease,
+    request: Request<RequestBody>,
+) -> Result<Response<Download>, Box<Unanswered>> {
     let mut sender = lease.shared.sender.clone();
     if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
         // Nothing has been sent, and nothing can be: the peer is closing, or gone.
         lease.shared.closed.set(true);
-        return Err(Box::new(Failed {
-            error,
+        return Err(Box::new(Unanswered {
+            error: BodyError::Http2(error),
             back: Some(request),
         }));
     }
@@ -234,7 +222,12 @@ pub async fn exchange(lease: &Http2Lease, request: Request<RequestBody>) -> Resu
         mark_changing(&mut head.headers);
     }
     let sent = sender.send_request(Request::from_parts(head, ()), end);
-    let failed = |error| Box::new(Failed { error, back: None });
+    let failed = |error| {
+        Box::new(Unanswered {
+            error: BodyError::Http2(error),
+            back: None,
+        })
+    };
     let (response, stream) = sent.map_err(failed)?;
     drop(sender);
     let mut upload = Cancel(None);

@@ -8,12 +8,14 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use h2::Reason;
+use http::{Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 pub use super::multiplex::Http2Lease;
-use super::multiplex::{Opener, Opening, Shared};
-use crate::http::body::RequestBody;
+use super::multiplex::{self, Opener, Opening, Shared};
+use crate::http::body::{BodyError, RequestBody, UpstreamBody};
 use crate::stream::Stream;
 
 /// Most idle HTTP/1.1 connections kept per endpoint and worker.
@@ -29,6 +31,71 @@ pub enum Lease {
     Http1(Http1Lease),
     /// HTTP/2.
     Http2(Http2Lease),
+}
+
+/// Why a request got no response.
+pub struct Unanswered {
+    /// What the connection's codec says.
+    pub error: BodyError,
+    /// The request, if no byte of it has left.
+    pub back: Option<Request<RequestBody>>,
+}
+
+impl Unanswered {
+    /// Whether the peer said that it has not looked at the request: it may be sent again (RFC 9113 section 8.7).
+    pub fn refused(&self) -> bool {
+        match &self.error {
+            BodyError::Http2(error) => {
+                error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote())
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the peer's answer is no HTTP.
+    pub fn is_garbled(&self) -> bool {
+        matches!(&self.error, BodyError::Http1(error) if error.is_parse() || error.is_parse_too_large())
+    }
+}
+
+impl Lease {
+    /// Sends a request, which speaks the connection's version, and waits for the head of the response. The lease has to be kept
+    /// until the body has been read.
+    ///
+    /// # Errors
+    /// See [`Unanswered`].
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, Box<Unanswered>> {
+        match self {
+            Lease::Http1(lease) => match lease.sender.try_send_request(request).await {
+                Ok(response) => Ok(response.map(UpstreamBody::Http1)),
+                Err(mut error) => {
+                    let back = error.take_message();
+                    let error = BodyError::Http1(error.into_error());
+                    Err(Box::new(Unanswered { error, back }))
+                }
+            },
+            Lease::Http2(lease) => {
+                let response = multiplex::exchange(lease, request).await?;
+                Ok(response.map(UpstreamBody::Http2))
+            }
+        }
+    }
+
+    /// Whether the connection has carried requests before.
+    pub fn reused(&self) -> bool {
+        match self {
+            Lease::Http1(lease) => lease.reused,
+            Lease::Http2(lease) => lease.reused,
+        }
+    }
+
+    /// This end's address.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Lease::Http1(lease) => lease.local,
+            Lease::Http2(lease) => lease.local(),
+        }
+    }
 }
 
 /// An HTTP/1.1 connection on loan.
