@@ -262,25 +262,10 @@ fn over<T: PartialEq>(
 
 /// Takes the values of a snapshot over; equal ones stay as they are.
 fn replace(kept: &mut SharedSnapshot, fresh: ProxySnapshot) {
-    fn one<T: PartialEq>(map: &mut SharedMap<T>, fresh: BTreeMap<String, Arc<T>>) {
-        let gone: Vec<Arc<str>> = map
-            .keys()
-            .filter(|name| !fresh.contains_key(&***name))
-            .cloned()
-            .collect();
-        for name in gone {
-            map.remove(&name);
-        }
-        for (name, value) in fresh {
-            if map.get(&name).is_none_or(|former| *former != value) {
-                map.insert(name, value);
-            }
-        }
-    }
-    one(&mut kept.listeners, fresh.listeners);
-    one(&mut kept.routes, fresh.routes);
-    one(&mut kept.clusters, fresh.clusters);
-    one(&mut kept.endpoints, fresh.endpoints);
+    settle(&mut kept.listeners, fresh.listeners);
+    settle(&mut kept.routes, fresh.routes);
+    settle(&mut kept.clusters, fresh.clusters);
+    settle(&mut kept.endpoints, fresh.endpoints);
 }
 
 /// The registry's view of the pod behind a node.

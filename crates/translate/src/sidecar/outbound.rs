@@ -4,6 +4,7 @@
 //! them; what is one proxy's own (its address among a headless service's pods) is taken away afterwards. Clusters and endpoints are kept
 //! per host, and made anew for the hosts alone that a change can influence ([`World::touched_since`]).
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -167,15 +168,15 @@ impl Common {
     }
 }
 
-/// Sets a value, unless an equal one is there.
-pub(crate) fn put<T: PartialEq>(map: &mut SharedMap<T>, name: &str, value: T) {
-    if map.get(name).is_none_or(|former| **former != value) {
-        map.insert(name, Arc::new(value));
+/// Sets a value, shared already or not, unless an equal one is there.
+fn put<T: PartialEq, V: Borrow<T> + Into<Arc<T>>>(map: &mut SharedMap<T>, name: &str, value: V) {
+    if map.get(name).is_none_or(|former| **former != *value.borrow()) {
+        map.insert(name, value.into());
     }
 }
 
 /// Makes a map hold these values; equal ones stay as they are.
-pub(crate) fn settle<T: PartialEq>(map: &mut SharedMap<T>, values: BTreeMap<String, T>) {
+pub(crate) fn settle<T: PartialEq, V: Borrow<T> + Into<Arc<T>>>(map: &mut SharedMap<T>, values: BTreeMap<String, V>) {
     let gone: Vec<Arc<str>> = map
         .keys()
         .filter(|name| !values.contains_key(&***name))
