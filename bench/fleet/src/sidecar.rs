@@ -234,21 +234,8 @@ impl Stream {
                 type_url,
                 ..
             } = response;
-            let mut new: BTreeSet<Arc<str>> = BTreeSet::new();
-            let mut inbound = false;
-            {
-                let mut held = self.seen.held.lock().unwrap_or_else(PoisonError::into_inner);
-                let held = held.entry(kind).or_default();
-                for resource in &resources {
-                    let name = self.fleet.text(&resource.name);
-                    inbound |= &*name == "virtualInbound";
-                    new.extend(refers_to(kind, &name).map(|n| self.fleet.text(n)));
-                    held.insert(name, self.fleet.text(&resource.version));
-                }
-                for name in &removed_resources {
-                    held.remove(&**name);
-                }
-            }
+            let named = resources.iter().map(|r| (&*r.name, &*r.version));
+            let (mut new, inbound) = self.hold(kind, named, &removed_resources);
             if kind == ResourceType::Endpoints && self.probe {
                 let values = resources.iter().filter_map(|r| r.resource.as_ref());
                 values.for_each(|any| self.report(&any.value));
@@ -277,6 +264,29 @@ impl Stream {
         Ok(())
     }
 
+    /// Remembers what came (names and versions) and what is gone; the names that it refers to, and whether the inbound side is
+    /// among it.
+    fn hold<'a>(
+        &self,
+        kind: ResourceType,
+        named: impl Iterator<Item = (&'a str, &'a str)>,
+        removed: &[String],
+    ) -> (BTreeSet<Arc<str>>, bool) {
+        let mut refers: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut inbound = false;
+        let mut held = self.seen.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held.entry(kind).or_default();
+        for (name, version) in named {
+            inbound |= name == "virtualInbound";
+            refers.extend(refers_to(kind, name).map(|n| self.fleet.text(n)));
+            held.insert(self.fleet.text(name), self.fleet.text(version));
+        }
+        for name in removed {
+            held.remove(&**name);
+        }
+        (refers, inbound)
+    }
+
     async fn sotw(mut self, mut ads: AggregatedDiscoveryServiceClient<Channel>, identity: &Identity) -> Result<()> {
         let (tx, rx) = mpsc::unbounded_channel();
         for (at, kind) in [ResourceType::Cluster, ResourceType::Listener].into_iter().enumerate() {
@@ -301,18 +311,10 @@ impl Stream {
                 type_url,
                 ..
             } = response;
-            let mut new: BTreeSet<Arc<str>> = BTreeSet::new();
-            let mut inbound = false;
-            {
-                let mut held = self.seen.held.lock().unwrap_or_else(PoisonError::into_inner);
-                let held = held.entry(kind).or_default();
-                for any in &resources {
-                    let name = self.fleet.text(&Named::decode(any.value.as_slice())?.name);
-                    inbound |= &*name == "virtualInbound";
-                    new.extend(refers_to(kind, &name).map(|n| self.fleet.text(n)));
-                    held.insert(name, self.fleet.text(&version_info));
-                }
-            }
+            let names: Result<Vec<Named>, _> = resources.iter().map(|any| Named::decode(&*any.value)).collect();
+            let names = names?;
+            let named = names.iter().map(|named| (&*named.name, &*version_info));
+            let (new, inbound) = self.hold(kind, named, &[]);
             if kind == ResourceType::Endpoints && self.probe {
                 resources.iter().for_each(|any| self.report(&any.value));
             }
