@@ -130,6 +130,16 @@ pub(crate) fn wire(data: &[u8]) {
                 assert_eq!(decode::endpoints(&encode::endpoints(&model, &options)), Ok(model));
             }
         }
+        ResourceType::VirtualHosts => {
+            if let Ok(model) = decode::virtual_host(&any) {
+                assert_eq!(decode::virtual_host(&encode::virtual_host(&model)), Ok(model));
+            }
+        }
+        ResourceType::Destinations => {
+            if let Ok(model) = decode::destinations(&any) {
+                assert_eq!(decode::destinations(&encode::destinations(&model)), Ok(model));
+            }
+        }
         ResourceType::Secret => {
             let _ = decode::secret(&any);
         }

@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 5] = [
+    const FILES: [&str; 6] = [
         "istio_ca.proto",
+        "mantlet/destinations.proto",
         "istio/alpn.proto",
         "istio/stats.proto",
         "istio/typed_struct.proto",

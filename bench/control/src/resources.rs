@@ -341,6 +341,7 @@ fn filters(kind: Kind, name: &str, cluster: &str, authz: Vec<AuthzFilter>, side:
             attempt_count: !inbound,
         }],
         ignore_port_in_host: false,
+        on_demand: false,
     };
     Filters::Http(Box::new(HttpManager {
         stat_prefix,

@@ -232,6 +232,7 @@ fn answer(name: &str, authz: AuthzFilter) -> Filters {
             attempt_count: false,
         }],
         ignore_port_in_host: false,
+        on_demand: false,
     };
     Filters::Http(Box::new(HttpManager {
         stat_prefix: name.to_owned(),

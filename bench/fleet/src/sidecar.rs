@@ -169,11 +169,14 @@ struct Stream {
     answered: HashSet<ResourceType>,
 }
 
-const KINDS: [ResourceType; 4] = [
+/// What a sidecar subscribes to: all of it by name and on demand, the first four otherwise.
+const KINDS: [ResourceType; 6] = [
     ResourceType::Cluster,
     ResourceType::Endpoints,
     ResourceType::Listener,
     ResourceType::Routes,
+    ResourceType::VirtualHosts,
+    ResourceType::Destinations,
 ];
 
 /// Runs one stream until it fails or is dropped.
@@ -201,7 +204,10 @@ impl Stream {
         let mut first = Some(node(identity, self.fleet.mode));
         for kind in KINDS {
             let names = opening.get(&kind);
-            let wild = self.fleet.mode == Mode::Delta && kind.is_wildcard();
+            let wild = match self.fleet.mode {
+                Mode::OnDemand => kind == ResourceType::Destinations,
+                Mode::Delta | Mode::Sotw => matches!(kind, ResourceType::Cluster | ResourceType::Listener),
+            };
             if names.is_none() && !wild {
                 continue;
             }
@@ -356,6 +362,9 @@ impl Stream {
                 .map(|host| self.fleet.text(&format!("outbound|80||{host}")))
                 .collect();
             let listeners = ["virtualInbound", "virtualOutbound", "0.0.0.0_80"].map(|n| self.fleet.text(n));
+            let hosts = identity.calls.iter().map(|host| self.fleet.text(&format!("80/{host}")));
+            out.insert(ResourceType::VirtualHosts, hosts.collect());
+            out.insert(ResourceType::Routes, [self.fleet.text("80")].into());
             out.insert(ResourceType::Endpoints, clusters.clone());
             out.insert(ResourceType::Cluster, clusters);
             out.insert(ResourceType::Listener, listeners.into());
@@ -384,8 +393,8 @@ impl Stream {
                 .is_none_or(|names| names.iter().all(|n| held.get(kind).is_some_and(|h| h.contains_key(n))))
         };
         let wanted = match self.fleet.mode {
-            Mode::OnDemand => &KINDS[..3],
-            Mode::Delta | Mode::Sotw => &KINDS[..],
+            Mode::OnDemand => &KINDS[..],
+            Mode::Delta | Mode::Sotw => &KINDS[..4],
         };
         if !self.seen.synced.load(Ordering::SeqCst)
             && wanted.iter().all(|k| self.answered.contains(k))
@@ -470,6 +479,9 @@ fn node(identity: &Identity, mode: Mode) -> Node {
     ];
     if mode != Mode::Sotw {
         fields.push(("MANTLET", text("true")));
+    }
+    if mode == Mode::OnDemand {
+        fields.push(("MANTLET_ON_DEMAND", text("true")));
     }
     let (ip, pod, ns) = (&identity.ip, &identity.pod, &identity.namespace);
     Node {

@@ -622,6 +622,7 @@ fn http_filters(setup: &Setup, log: &Path) -> Filters {
                 attempt_count: false,
             }],
             ignore_port_in_host: false,
+            on_demand: false,
         })),
         normalization: PathNormalization::Base,
         forwarded_client_cert: ForwardedClientCert::AppendForward,

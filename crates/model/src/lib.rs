@@ -8,6 +8,7 @@
 
 pub mod authz;
 pub mod cluster;
+pub mod destinations;
 pub mod endpoint;
 pub mod ext_authz;
 pub mod http;
@@ -21,6 +22,7 @@ pub mod snapshot;
 pub mod tls;
 
 pub use cluster::Cluster;
+pub use destinations::Destinations;
 pub use endpoint::Endpoints;
 pub use listener::Listener;
 pub use route::RouteTable;

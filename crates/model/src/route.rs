@@ -6,8 +6,10 @@
 use serde::{Deserialize, Serialize};
 
 pub use compiled::CompiledRoutes;
+pub use on_demand::{HostIndex, MAX_AUTHORITY, VirtualHostName};
 
 mod compiled;
+mod on_demand;
 
 /// A route table (`RouteConfiguration`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +20,9 @@ pub struct RouteTable {
     pub hosts: Vec<VirtualHost>,
     /// Whether a port in `Host` is ignored when a virtual host is looked up (S6.28).
     pub ignore_port_in_host: bool,
+    /// Whether further virtual hosts are asked for by name (Envoy's `vhds`): a host that is not here is unknown, not absent.
+    #[serde(default)]
+    pub on_demand: bool,
 }
 
 /// A virtual host.

@@ -10,7 +10,7 @@ use std::ops::Index;
 use std::sync::Arc;
 
 use crate::snapshot::ProxySnapshot;
-use crate::{Cluster, Endpoints, Listener, RouteTable};
+use crate::{Cluster, Destinations, Endpoints, Listener, RouteTable, destinations};
 
 /// Most entries of a block. Small, since a change copies the block.
 const BLOCK: usize = 32;
@@ -302,6 +302,8 @@ pub struct SharedSnapshot {
     pub clusters: SharedMap<Cluster>,
     /// Endpoints by cluster name.
     pub endpoints: SharedMap<Endpoints>,
+    /// What is served in the mesh, by name of the list.
+    pub destinations: SharedMap<Destinations>,
 }
 
 impl SharedSnapshot {
@@ -315,11 +317,14 @@ impl SharedSnapshot {
             routes: own(&self.routes),
             clusters: own(&self.clusters),
             endpoints: own(&self.endpoints),
+            destinations: own(&self.destinations),
+            virtual_hosts: std::collections::BTreeMap::new(),
         }
     }
 }
 
 impl From<&ProxySnapshot> for SharedSnapshot {
+    /// A snapshot that says nothing of what is served is asked for it.
     fn from(snapshot: &ProxySnapshot) -> Self {
         fn shared<T>(map: &std::collections::BTreeMap<String, Arc<T>>) -> SharedMap<T> {
             map.iter().map(|(n, v)| (n.as_str(), v.clone())).collect()
@@ -329,6 +334,14 @@ impl From<&ProxySnapshot> for SharedSnapshot {
             routes: shared(&snapshot.routes),
             clusters: shared(&snapshot.clusters),
             endpoints: shared(&snapshot.endpoints),
+            destinations: if snapshot.destinations.is_empty() {
+                let listeners = snapshot.listeners.values().map(|listener| &**listener);
+                let routes = snapshot.routes.values().map(|table| &**table);
+                let lists = destinations::of_snapshot(listeners, routes).into_iter();
+                lists.map(|(name, list)| (name, Arc::new(list))).collect()
+            } else {
+                shared(&snapshot.destinations)
+            },
         }
     }
 }

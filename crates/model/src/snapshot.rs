@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
+use crate::destinations::Destinations;
 use crate::endpoint::Endpoints;
 use crate::listener::Listener;
-use crate::route::RouteTable;
+use crate::route::{Route, RouteTable, VirtualHost};
 
 /// Resources of one proxy. Values are shared between proxies that see the same thing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,9 +24,34 @@ pub struct ProxySnapshot {
     pub clusters: BTreeMap<String, Arc<Cluster>>,
     /// Endpoints by cluster name.
     pub endpoints: BTreeMap<String, Arc<Endpoints>>,
+    /// Virtual hosts of tables that are filled on demand, by [`VirtualHostName`](crate::route::VirtualHostName).
+    #[serde(default)]
+    pub virtual_hosts: BTreeMap<String, Arc<VirtualHost>>,
+    /// What is served in the mesh, by name of the list.
+    #[serde(default)]
+    pub destinations: BTreeMap<String, Arc<Destinations>>,
 }
 
 impl ProxySnapshot {
+    /// A route table with the virtual hosts of it that are here, those first.
+    pub fn filled(&self, table: &Arc<RouteTable>) -> Arc<RouteTable> {
+        if !table.on_demand {
+            return table.clone();
+        }
+        let own = self.hosts_of(&table.name).map(|(_, host)| (**host).clone());
+        Arc::new(RouteTable {
+            hosts: own.chain(table.hosts.iter().cloned()).collect(),
+            ..(**table).clone()
+        })
+    }
+
+    /// The virtual hosts of a table that are held by name, with their resource names.
+    pub fn hosts_of(&self, table: &str) -> impl Iterator<Item = (&String, &Arc<VirtualHost>)> {
+        let prefix = format!("{table}/");
+        let hosts = self.virtual_hosts.range(prefix.clone()..);
+        hosts.take_while(move |(name, _)| name.starts_with(&prefix))
+    }
+
     /// Names that are referred to but absent: `(referrer, missing)`. An empty result means that the snapshot is closed.
     pub fn dangling(&self) -> Vec<(String, String)> {
         use crate::cluster::Discovery;
@@ -34,8 +60,8 @@ impl ProxySnapshot {
         use crate::route::RouteAction;
 
         let mut out = Vec::new();
-        let check_table = |from: &str, table: &RouteTable, out: &mut Vec<(String, String)>| {
-            for route in table.hosts.iter().flat_map(|h| &h.routes) {
+        let check_routes = |from: &str, routes: &[Route], out: &mut Vec<(String, String)>| {
+            for route in routes {
                 if let RouteAction::Forward(forward) = &route.action {
                     for (cluster, _) in &forward.clusters {
                         if !self.clusters.contains_key(cluster) {
@@ -43,6 +69,11 @@ impl ProxySnapshot {
                         }
                     }
                 }
+            }
+        };
+        let check_table = |from: &str, table: &RouteTable, out: &mut Vec<(String, String)>| {
+            for host in &table.hosts {
+                check_routes(from, &host.routes, out);
             }
         };
         for (name, listener) in &self.listeners {
@@ -73,6 +104,9 @@ impl ProxySnapshot {
         }
         for (name, table) in &self.routes {
             check_table(name, table, &mut out);
+        }
+        for (name, host) in &self.virtual_hosts {
+            check_routes(name, &host.routes, &mut out);
         }
         for (name, cluster) in &self.clusters {
             if let Discovery::Eds { service } = &cluster.discovery

@@ -16,7 +16,7 @@ const USAGE: &str = "usage: mantlet-proxy proxy sidecar|router [flags]
        mantlet-proxy version";
 
 /// Flags that take no value.
-const SWITCHES: [&str; 3] = ["--log_as_json", "--outlierLogPath", "--help"];
+const SWITCHES: [&str; 4] = ["--log_as_json", "--outlierLogPath", "--help", "--eager"];
 
 /// Runs the command of `arguments` (program name first).
 pub fn run(arguments: &[String]) -> ExitCode {
@@ -104,7 +104,11 @@ fn proxy(arguments: &[String]) -> ExitCode {
         Ok(log) => log,
         Err(error) => return fail(error),
     };
-    let settings = match Settings::from_env(role, flags.get("--domain"), &|name| std::env::var(name).ok()) {
+    let env = |name: &str| match (name, flags.get("--eager")) {
+        ("MANTLET_EAGER", Some(flag)) => Some(flag.to_string()),
+        _ => std::env::var(name).ok(),
+    };
+    let settings = match Settings::from_env(role, flags.get("--domain"), &env) {
         Ok(settings) => settings,
         Err(error) => return fail(error),
     };

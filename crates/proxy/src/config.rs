@@ -15,8 +15,10 @@ use mantlet_model::http::{HttpManager, RouteSource};
 use mantlet_model::listener::{ConnectionFacts, FilterChain, Filters, Listener, TcpManager};
 use mantlet_model::route::{CompiledRoutes, RouteAction, RouteTable};
 use mantlet_model::snapshot::ProxySnapshot;
+use mantlet_xds::ResourceType;
 
 use crate::http::jwt::{KeySets, Plan};
+use crate::on_demand::{Demand, Usage, Wanted};
 
 /// Why a snapshot is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub struct Config {
     pub routes: HashMap<String, Arc<Routes>>,
     /// Clusters by name.
     pub clusters: HashMap<String, Arc<CompiledCluster>>,
+    /// What it knows of destinations that it does not hold; `None`: it holds everything that there is.
+    pub demand: Option<Demand>,
 }
 
 /// A listener.
@@ -76,6 +80,8 @@ pub struct CompiledListener {
     pub model: Arc<Listener>,
     /// Compiled chains, in the order of `Listener::all_chains`.
     chains: Vec<Arc<Chain>>,
+    /// Who uses it, if it was asked for by name.
+    pub usage: Option<Arc<Usage>>,
 }
 
 /// A filter chain.
@@ -97,7 +103,26 @@ pub struct Chain {
 }
 
 /// A route table.
-pub type Routes = CompiledRoutes;
+pub struct Routes {
+    compiled: CompiledRoutes,
+    /// Who uses its virtual hosts, by position; those that were not asked for by name are not counted.
+    usage: Vec<Arc<Usage>>,
+}
+
+impl Routes {
+    /// Who uses the virtual host at this position, if it was asked for by name.
+    pub fn usage(&self, index: usize) -> Option<&Arc<Usage>> {
+        self.usage.get(index)
+    }
+}
+
+impl std::ops::Deref for Routes {
+    type Target = CompiledRoutes;
+
+    fn deref(&self) -> &CompiledRoutes {
+        &self.compiled
+    }
+}
 
 /// A cluster with its endpoints.
 pub struct CompiledCluster {
@@ -113,17 +138,38 @@ impl Config {
     /// # Errors
     /// The first thing that cannot run; nothing of the snapshot is used then.
     pub fn compile(snapshot: Arc<ProxySnapshot>, version: u64, resolved: &Resolved) -> Result<Config, CompileError> {
+        Config::compile_for(snapshot, version, resolved, None)
+    }
+
+    /// The same; `wanted` is what was asked for by name, if not all was asked for.
+    ///
+    /// # Errors
+    /// As [`Config::compile`].
+    pub fn compile_for(
+        snapshot: Arc<ProxySnapshot>,
+        version: u64,
+        resolved: &Resolved,
+        wanted: Option<&Wanted>,
+    ) -> Result<Config, CompileError> {
+        let usage = |kind, name: &str| wanted.and_then(|wanted| wanted.usage(kind, name));
         let mut config = Config {
             version,
             ..Config::default()
         };
         for (name, table) in &snapshot.routes {
-            config.routes.insert(name.clone(), routes(table.clone())?);
+            let hosts = snapshot.hosts_of(name).filter(|_| table.on_demand);
+            let usage = hosts.map(|(host, _)| usage(ResourceType::VirtualHosts, host).unwrap_or_default());
+            let usage = usage.collect();
+            config
+                .routes
+                .insert(name.clone(), routes(snapshot.filled(table), usage)?);
         }
         let mut sockets: HashMap<SocketAddr, &str> = HashMap::new();
         let mut keys = KeySets::new();
         for (name, listener) in &snapshot.listeners {
-            let compiled = Arc::new(CompiledListener::compile(listener.clone(), &mut keys)?);
+            let mut compiled = CompiledListener::compile(listener.clone(), &mut keys)?;
+            compiled.usage = usage(ResourceType::Listener, name);
+            let compiled = Arc::new(compiled);
             if listener.bind_to_port {
                 if let Some(other) = sockets.insert(listener.address, name) {
                     return Err(CompileError::SameAddress(other.to_string(), name.clone()));
@@ -137,8 +183,14 @@ impl Config {
             let compiled = CompiledCluster::compile(cluster.clone(), &snapshot, resolved)?;
             config.clusters.insert(name.clone(), Arc::new(compiled));
         }
+        config.demand = wanted.map(|wanted| wanted.demand(snapshot.destinations.values()));
         config.snapshot = snapshot;
         Ok(config)
+    }
+
+    /// Whether an address has a listener of its own.
+    pub fn has_listener(&self, destination: SocketAddr) -> bool {
+        self.by_address.contains_key(&destination)
     }
 
     /// The listener that takes over a captured connection: its exact address first, then the wildcard of its port.
@@ -182,7 +234,11 @@ impl CompiledListener {
             }
             chains.push(Arc::new(Chain::compile(chain.clone(), keys)?));
         }
-        Ok(CompiledListener { model, chains })
+        Ok(CompiledListener {
+            model,
+            chains,
+            usage: None,
+        })
     }
 
     /// The chain for a connection.
@@ -198,7 +254,7 @@ impl Chain {
         let (custom, filters, inline) = match &model.filters {
             Filters::Http(http) => {
                 let inline = match &http.routes {
-                    RouteSource::Inline(table) => Some(routes(Arc::new((**table).clone()))?),
+                    RouteSource::Inline(table) => Some(routes(Arc::new((**table).clone()), Vec::new())?),
                     RouteSource::Named(_) => None,
                 };
                 (&http.custom, &http.authz, inline)
@@ -240,7 +296,7 @@ impl Chain {
     }
 }
 
-fn routes(model: Arc<RouteTable>) -> Result<Arc<Routes>, CompileError> {
+fn routes(model: Arc<RouteTable>, usage: Vec<Arc<Usage>>) -> Result<Arc<Routes>, CompileError> {
     for route in model.hosts.iter().flat_map(|h| &h.routes) {
         if let RouteAction::Forward(forward) = &route.action
             && forward.clusters.iter().map(|(_, w)| u64::from(*w)).sum::<u64>() == 0
@@ -251,7 +307,10 @@ fn routes(model: Arc<RouteTable>) -> Result<Arc<Routes>, CompileError> {
             });
         }
     }
-    Ok(Arc::new(CompiledRoutes::new(model)))
+    Ok(Arc::new(Routes {
+        compiled: CompiledRoutes::new(model),
+        usage,
+    }))
 }
 
 impl CompiledCluster {

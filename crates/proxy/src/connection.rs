@@ -21,6 +21,7 @@ use tokio_rustls::StartHandshake;
 
 use crate::config::{Chain, CompiledListener, Config};
 use crate::http::life::{Fate, Life};
+use crate::on_demand::{self, Held, Usage};
 use crate::sniff::{self, Inspect, Kind};
 use crate::stream::{ReadAhead, Stream};
 use crate::telemetry::exchange::PeerLabels;
@@ -45,6 +46,18 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Of a connection that was not looked into.
+    fn unseen(listener: &Rc<str>, destination: SocketAddr, source: SocketAddr) -> Facts {
+        Facts {
+            listener: listener.clone(),
+            destination,
+            source,
+            transport: Transport::Raw,
+            sni: None,
+            protocols: Vec::new(),
+        }
+    }
+
     fn view(&self) -> ConnectionFacts<'_> {
         ConnectionFacts {
             destination: self.destination,
@@ -101,6 +114,8 @@ pub struct Downstream {
     /// The request that has made the connection a tunnel, or may.
     pub tunnel: RefCell<Option<Box<http::upgrade::Asked>>>,
     chosen: RefCell<Option<Rc<Chosen>>>,
+    /// Keeps the listener in use.
+    _held: Option<Held>,
 }
 
 /// What the two proxies of a shared connection have said about themselves: once, not with every request.
@@ -213,10 +228,25 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
     let destination = unmap((worker.shared.destination_of)(&tcp).unwrap_or(local));
     let source = unmap(source);
     let config = worker.config();
+    let captured = config
+        .listeners
+        .get(&**listener)
+        .is_some_and(|l| l.model.use_original_dst);
+    if captured && on_demand::listener(&worker, destination).await.is_err() {
+        // It is the mesh's, and nobody says how to reach it: never as it came.
+        if let Some(accepted) = worker.config().listeners.get(&**listener) {
+            let facts = Facts::unseen(listener, destination, source);
+            ConnectionRecord::refused(&worker, accepted, &facts, started, "on_demand_timeout");
+        }
+        refuse(&tcp);
+        return;
+    }
+    let config = worker.config();
     let Some(owner) = listener_of(&config, listener, destination) else {
         refuse(&tcp);
         return;
     };
+    let held = owner.usage.as_ref().map(Usage::hold);
 
     let inspect = Inspect {
         tls: owner.model.tls_inspector.covers(destination.port()),
@@ -256,7 +286,7 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
     // Inspection may have taken long; the newest configuration decides.
     let config = worker.config();
     let Some((owner, chain)) = find(&config, &facts) else {
-        ConnectionRecord::refused(&worker, &owner, &facts, started);
+        ConnectionRecord::refused(&worker, &owner, &facts, started, "filter_chain_not_found");
         refuse(&tcp);
         return;
     };
@@ -321,6 +351,7 @@ pub async fn handle(worker: Rc<Worker>, listener: &Rc<str>, tcp: TcpStream, sour
             chain,
             listener: owner,
         }))),
+        _held: held,
     });
     let weak: Weak<dyn crate::worker::Connection> =
         Rc::downgrade(&(downstream.clone() as Rc<dyn crate::worker::Connection>));

@@ -12,6 +12,7 @@ pub mod config;
 pub mod connection;
 pub mod ext_authz;
 pub mod http;
+pub mod on_demand;
 pub mod path;
 pub mod process;
 pub mod secrets;

@@ -90,6 +90,10 @@ pub struct Settings {
     pub ports: Ports,
     /// Probers of the application (`ISTIO_KUBE_APP_PROBERS`).
     pub probers: BTreeMap<String, Value>,
+    /// Whether all configuration is asked for at once (`--eager`, `MANTLET_EAGER`), as Envoy does, and not at first use.
+    pub eager: bool,
+    /// After how long without use configuration that was asked for at first use is given up (`MANTLET_ON_DEMAND_IDLE`).
+    pub on_demand_idle: Duration,
     /// Extra gRPC metadata for the control plane (`XDS_HEADER_*`, `CA_HEADER_*`).
     pub headers: Vec<(String, String)>,
 }
@@ -239,6 +243,8 @@ impl Settings {
             minimum_drain: seconds("MINIMUM_DRAIN_DURATION", Duration::from_secs(5))?,
             ports,
             probers,
+            eager: eager(env),
+            on_demand_idle: seconds("MANTLET_ON_DEMAND_IDLE", Duration::from_secs(600))?,
             headers: Vec::new(),
         })
     }
@@ -281,6 +287,10 @@ fn parse_labels(text: &str) -> Map<String, Value> {
         .collect()
 }
 
+fn eager(env: Env<'_>) -> bool {
+    env("MANTLET_EAGER").is_some_and(|flag| flag == "true")
+}
+
 #[expect(clippy::too_many_arguments, reason = "the fields of one JSON object")]
 fn metadata(
     env: Env<'_>,
@@ -305,6 +315,9 @@ fn metadata(
     set("CLUSTER_ID", local.cluster.clone().into());
     set("LABELS", Value::Object(labels));
     set("MANTLET", "true".into());
+    if !eager(env) {
+        set("MANTLET_ON_DEMAND", "true".into());
+    }
     if !proxy_config.is_null() {
         set("PROXY_CONFIG", proxy_config.clone());
     }

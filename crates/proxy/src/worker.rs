@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::connection;
+use crate::on_demand::OnDemand;
 use crate::secrets::{Secrets, TlsCache};
 use crate::telemetry::{Telemetry, WorkerTelemetry};
 use crate::unknown_keys::UnknownKeys;
@@ -124,6 +125,8 @@ pub struct Shared {
     pub secrets: Secrets,
     /// Tokens whose keys are not known.
     pub unknown_keys: UnknownKeys,
+    /// Destinations whose configuration is not here.
+    pub on_demand: OnDemand,
     /// Metrics, access log, denials.
     pub telemetry: Telemetry,
     /// Original destination.
@@ -149,6 +152,7 @@ impl Shared {
             applied_changed: watch::Sender::new(()),
             secrets: Secrets::default(),
             unknown_keys: UnknownKeys::default(),
+            on_demand: OnDemand::default(),
             telemetry,
             destination_of,
             tuning,
@@ -318,6 +322,8 @@ pub struct Worker {
     open: Cell<usize>,
     /// Woken when a full worker has room again.
     room: tokio::sync::Notify,
+    /// Woken when a configuration has been taken over.
+    pub taken_over: tokio::sync::Notify,
     phase: Cell<Phase>,
     listeners: RefCell<HashMap<SocketAddr, (String, tokio::task::AbortHandle)>>,
     failed: Cell<usize>,
@@ -351,6 +357,7 @@ impl Worker {
             connections: RefCell::default(),
             open: Cell::new(0),
             room: tokio::sync::Notify::new(),
+            taken_over: tokio::sync::Notify::new(),
             phase: Cell::new(Phase::Running),
             listeners: RefCell::default(),
             failed: Cell::new(0),
@@ -441,6 +448,7 @@ impl Worker {
         self.config.replace(Rc::new(config));
         let failed = self.sync_listeners();
         self.notify();
+        self.taken_over.notify_waiters();
         self.shared
             .applied
             .lock()

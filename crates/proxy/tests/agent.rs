@@ -6,94 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::control::{Control, Server, resources, serve, token};
+use common::agent::{Agent, outbound, status};
+use common::control::{Control, resources, serve, token};
 use common::*;
-use mantlet_model::snapshot::ProxySnapshot;
-use mantlet_proxy::agent::{certs, xds};
+use mantlet_proxy::agent::certs;
 use mantlet_proxy::settings::{Role, Settings};
 use mantlet_runtime::Readiness;
 use mantlet_testkit::{EchoServer, TestCa, eventually};
-
-struct Agent {
-    control: Arc<Control>,
-    address: std::net::SocketAddr,
-    server: Option<Server>,
-    proxy: Proxy,
-    readiness: Readiness,
-    directory: tempfile::TempDir,
-}
-
-impl Agent {
-    async fn start(snapshot: &ProxySnapshot, ttl: i64, grace: f64) -> Agent {
-        let ca = Arc::new(TestCa::new("cluster.local"));
-        let control = Control::new(ca.clone(), snapshot, ttl);
-        let address = free_address();
-        let server = serve(control.clone(), address);
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("token"), format!("{}\n", token("sleep"))).unwrap();
-        std::fs::write(directory.path().join("root.pem"), ca.root_pem()).unwrap();
-        let path = |name: &str| directory.path().join(name).display().to_string();
-        let (token_file, root) = (path("token"), path("root.pem"));
-        let discovery = format!("{{\"discoveryAddress\":\"localhost:{}\"}}", address.port());
-        let settings = Settings::from_env(Role::Sidecar, Some("default.svc.cluster.local"), &|name| {
-            Some(match name {
-                "POD_NAME" => "sleep-1".to_string(),
-                "POD_NAMESPACE" => "default".to_string(),
-                "SERVICE_ACCOUNT" => "sleep".to_string(),
-                "PROXY_CONFIG" => discovery.clone(),
-                "MANTLET_TOKEN_FILE" => token_file.clone(),
-                "XDS_ROOT_CA" | "CA_ROOT_CA" | "MANTLET_MESH_ROOT" => root.clone(),
-                "SECRET_GRACE_PERIOD_RATIO" => grace.to_string(),
-                _ => return None,
-            })
-        })
-        .unwrap();
-        let settings = Arc::new(settings);
-        let proxy = Proxy::start("sleep", 2);
-        let readiness = Readiness::new();
-        let (one, two) = (readiness.register("certificate"), readiness.register("configuration"));
-        tokio::spawn(certs::watch_roots(settings.clone(), proxy.shared.clone()));
-        tokio::spawn(certs::keep_fresh(settings.clone(), proxy.shared.clone(), one));
-        tokio::spawn(xds::subscribe(settings, proxy.shared.clone(), two));
-        Agent {
-            control,
-            address,
-            server: Some(server),
-            proxy,
-            readiness,
-            directory,
-        }
-    }
-
-    async fn ready(&self) {
-        tokio::time::timeout(Duration::from_secs(20), self.readiness.ready())
-            .await
-            .unwrap_or_else(|_| panic!("not ready: {:?}", self.readiness.pending()));
-    }
-
-    fn events(&self) -> Vec<String> {
-        self.control.events.lock().unwrap().clone()
-    }
-}
-
-fn outbound(endpoint: std::net::SocketAddr) -> Outbound {
-    Outbound {
-        listen: free_address(),
-        port: 80,
-        endpoints: vec![endpoint],
-        mtls: false,
-        sans: vec![SERVER_SA.into()],
-        protocol: mantlet_model::cluster::UpstreamProtocol::Http1,
-        retry: Some(default_retry()),
-        tcp: false,
-    }
-}
-
-async fn status(outbound: &Outbound) -> u16 {
-    curl(&["-H", "Host: web", &format!("http://{}/", outbound.listen)])
-        .await
-        .status
-}
 
 #[tokio::test]
 async fn from_nothing_to_ready_and_renewed() {
@@ -128,10 +47,10 @@ async fn a_refused_configuration_changes_nothing() {
     assert_eq!(status(&out).await, 200);
     // Two listeners on one socket cannot run.
     let mut bad = out.snapshot();
-    let mut twin = (*bad.listeners[mantlet_model::names::VIRTUAL_OUTBOUND]).clone();
-    twin.name = "twin".into();
-    bad.listeners.insert("twin".into(), Arc::new(twin));
-    bad.clusters.retain(|_, _| true);
+    let mut twin = (*bad.listeners["0.0.0.0_80"]).clone();
+    twin.bind_to_port = true;
+    twin.address = out.listen;
+    bad.listeners.insert(twin.name.clone(), Arc::new(twin));
     agent.control.resources.send_replace(resources(&bad));
     eventually("the push is refused", Duration::from_secs(10), || async {
         let events = agent.events();
@@ -169,6 +88,8 @@ async fn the_last_configuration_stays_when_the_control_plane_goes_and_comes_back
     let mut agent = Agent::start(&out.snapshot(), 3600, 0.5).await;
     agent.ready().await;
     *agent.proxy.destination.lock().unwrap() = ([10, 96, 0, 20], 80).into();
+    // What was never used before is not there.
+    assert_eq!(status(&out).await, 200);
     drop(agent.server.take());
     for _ in 0..5 {
         assert_eq!(status(&out).await, 200);
@@ -204,7 +125,7 @@ async fn a_wrong_token_or_a_foreign_control_plane_leaves_the_proxy_unready_and_a
     let foreign = Agent::start(&out.snapshot(), 3600, 0.5).await;
     foreign.ready().await;
     // A control plane that is certified by somebody else gets no token and no CSR.
-    let control = Control::new(Arc::new(stranger), &out.snapshot(), 3600);
+    let control = Control::new(Arc::new(stranger), resources(&out.snapshot()), 3600);
     let address = free_address();
     let _server = serve(control.clone(), address);
     let directory = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::control::{Control, Server, serve_on, token};
+use common::control::{Control, Server, resources, serve_on, token};
 use common::*;
 use mantlet_model::cluster::UpstreamProtocol;
 use mantlet_model::listener::AccessLog;
@@ -28,7 +28,7 @@ struct Pod {
 
 impl Pod {
     fn start(net: NetNs, ca: &Arc<TestCa>, account: &str, address: &str, snapshot: &ProxySnapshot) -> Pod {
-        let control = Control::new(ca.clone(), snapshot, 3600);
+        let control = Control::new(ca.clone(), resources(snapshot), 3600);
         let listener = net
             .run(|| mantlet_net::sockopt::listen_tcp("127.0.0.1:15012".parse().unwrap(), Default::default()).unwrap());
         let server = serve_on(control.clone(), listener);

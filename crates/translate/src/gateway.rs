@@ -436,6 +436,7 @@ impl Table {
                     attempt_count: false,
                 }],
                 ignore_port_in_host: true,
+                on_demand: false,
             };
         }
         RouteTable {
@@ -451,6 +452,7 @@ impl Table {
                 })
                 .collect(),
             ignore_port_in_host: true,
+            on_demand: false,
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct ProxyNode {
     pub version: String,
     /// Whether it is Mantlet's own proxy.
     pub mantlet: bool,
+    /// Whether it asks for configuration at first use.
+    pub on_demand: bool,
 }
 
 /// Why a node was refused. The text is for the peer and for logs.
@@ -100,7 +102,7 @@ impl ProxyNode {
             .take(MAX_LABELS)
             .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string())))
             .collect();
-        let mantlet = match metadata.get("MANTLET") {
+        let flag = |key: &str| match metadata.get(key) {
             Some(Value::String(text)) => text == "true",
             Some(Value::Bool(flag)) => *flag,
             _ => false,
@@ -115,7 +117,8 @@ impl ProxyNode {
             labels,
             cluster: text("CLUSTER_ID").unwrap_or("Kubernetes").to_string(),
             version: text("ISTIO_VERSION").unwrap_or_default().to_string(),
-            mantlet,
+            mantlet: flag("MANTLET"),
+            on_demand: flag("MANTLET_ON_DEMAND"),
         })
     }
 

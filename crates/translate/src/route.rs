@@ -149,6 +149,7 @@ pub fn inbound_table(name: String, vhost_port: u16, cluster: String, decorator: 
             attempt_count: false,
         }],
         ignore_port_in_host: false,
+        on_demand: false,
     }
 }
 

@@ -231,6 +231,12 @@ impl Kept {
             |_| {},
         );
         over(
+            &mut out.destinations,
+            (&former.0.destinations, &view.destinations),
+            (&former.1.destinations, &own.destinations),
+            |_| {},
+        );
+        over(
             &mut out.listeners,
             (&former.0.listeners, &view.listeners),
             (&former.1.listeners, &own.listeners),
@@ -266,6 +272,7 @@ fn replace(kept: &mut SharedSnapshot, fresh: ProxySnapshot) {
     settle(&mut kept.routes, fresh.routes);
     settle(&mut kept.clusters, fresh.clusters);
     settle(&mut kept.endpoints, fresh.endpoints);
+    settle(&mut kept.destinations, fresh.destinations);
 }
 
 /// The registry's view of the pod behind a node.

@@ -24,7 +24,7 @@ use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::Node;
-use crate::client::{Change, DeltaClient};
+use crate::client::{Accepted, Change, DeltaClient};
 use crate::resources::{ResourceSet, ResourceType};
 use crate::server::{DeltaServer, SotwServer, StreamEvent};
 
@@ -101,6 +101,8 @@ trait Machine: Send + 'static {
     fn weight(&self, set: &ResourceSet) -> usize;
     /// Whether any response waits for its answer.
     fn is_waiting(&self) -> bool;
+    /// Types of which no response waits for its answer.
+    fn idle(&self) -> Vec<ResourceType>;
 }
 
 impl Machine for DeltaServer {
@@ -124,6 +126,9 @@ impl Machine for DeltaServer {
     fn is_waiting(&self) -> bool {
         DeltaServer::is_waiting(self)
     }
+    fn idle(&self) -> Vec<ResourceType> {
+        DeltaServer::idle(self)
+    }
 }
 
 impl Machine for SotwServer {
@@ -146,6 +151,9 @@ impl Machine for SotwServer {
     }
     fn is_waiting(&self) -> bool {
         SotwServer::is_waiting(self)
+    }
+    fn idle(&self) -> Vec<ResourceType> {
+        SotwServer::idle(self)
     }
 }
 
@@ -189,6 +197,7 @@ async fn pump<M: Machine>(
     let mut next = Some(first);
     // A place among the streams with heavy responses, and when it is given back at the latest.
     let mut turn = None;
+    let mut looked = (0, Vec::new());
     loop {
         if let Some(request) = next.take()
             && let Err(status) = machine.on_request(request)
@@ -220,6 +229,12 @@ async fn pump<M: Machine>(
         }
         if gone {
             break;
+        }
+        let look = (set.revision(), machine.idle());
+        if look != looked {
+            looked = look;
+            let (revision, idle) = looked.clone();
+            (session.observer)(StreamEvent::Looked { revision, idle });
         }
         tokio::select! {
             request = requests.next() => match request {
@@ -353,27 +368,56 @@ pub async fn run_client(
     events: mpsc::Sender<ClientEvent>,
     stop: CancellationToken,
 ) {
-    run_client_reporting(node, connector, backoff, events, mpsc::channel(1).1, stop).await;
+    run_client_asking(DeltaClient::new(node), connector, backoff, events, Asks::none(), stop).await;
 }
 
-/// As [`run_client`]; key sets whose names come from `unknown_keys` are told to lack the key of a token. What is said while no
-/// stream is open is forgotten.
-pub async fn run_client_reporting(
-    node: Node,
+/// What the proxy says to its subscription while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// This resource, from now on.
+    Want(ResourceType, String),
+    /// These no more.
+    GiveUp(ResourceType, Vec<String>),
+    /// Everything: the control plane does not give by name.
+    Everything,
+}
+
+/// Where that comes from.
+#[derive(Debug)]
+pub struct Asks {
+    /// Subscriptions; those that wait while no stream is open are made with the next one.
+    pub asks: mpsc::Receiver<Ask>,
+    /// Names of held key sets that lack the key of a token. What is said while no stream is open is forgotten.
+    pub unknown_keys: mpsc::Receiver<String>,
+}
+
+impl Asks {
+    /// Nobody says anything.
+    pub fn none() -> Asks {
+        Asks {
+            asks: mpsc::channel(1).1,
+            unknown_keys: mpsc::channel(1).1,
+        }
+    }
+}
+
+/// As [`run_client`], with a client of some [`Scope`](crate::client::Scope) and what the proxy says to it.
+pub async fn run_client_asking(
+    mut client: DeltaClient,
     connector: Arc<dyn Connector>,
     backoff: Backoff,
     events: mpsc::Sender<ClientEvent>,
-    mut unknown_keys: mpsc::Receiver<String>,
+    mut asks: Asks,
     stop: CancellationToken,
 ) {
-    let mut client = DeltaClient::new(node);
     let mut wait = backoff.first;
     loop {
         let mut delivered = false;
         let outcome = tokio::select! {
-            outcome = one_stream(&mut client, connector.as_ref(), &events, &mut unknown_keys, &mut delivered) => outcome,
+            outcome = one_stream(&mut client, connector.as_ref(), &events, &mut asks, &mut delivered) => outcome,
             () = stop.cancelled() => return,
         };
+        client.closed();
         let reason = match outcome {
             Ok(()) => return,
             Err(reason) => reason,
@@ -398,7 +442,7 @@ async fn one_stream(
     client: &mut DeltaClient,
     connector: &dyn Connector,
     events: &mpsc::Sender<ClientEvent>,
-    unknown_keys: &mut mpsc::Receiver<String>,
+    asks: &mut Asks,
     delivered: &mut bool,
 ) -> Result<(), String> {
     let (channel, metadata) = connector.connect().await?;
@@ -421,11 +465,28 @@ async fn one_stream(
     if events.send(ClientEvent::Connected).await.is_err() {
         return Ok(());
     }
-    while unknown_keys.try_recv().is_ok() {}
+    while asks.unknown_keys.try_recv().is_ok() {}
     loop {
         let next = tokio::select! {
             next = responses.next() => next,
-            Some(held) = unknown_keys.recv() => {
+            Some(ask) = asks.asks.recv() => {
+                let (requests, forgotten) = match ask {
+                    Ask::Want(kind, name) => (client.want(kind, &name).into_iter().collect(), Vec::new()),
+                    Ask::Everything => (client.want_all(), Vec::new()),
+                    Ask::GiveUp(kind, names) => {
+                        let Accepted { requests, forgotten } = client.give_up(kind, names);
+                        (requests, forgotten)
+                    }
+                };
+                if !forget(forgotten, ResourceType::Listener, events).await {
+                    return Ok(());
+                }
+                for request in requests {
+                    tx.send(request).await.map_err(|_| "stream closed while asking".to_string())?;
+                }
+                continue;
+            }
+            Some(held) = asks.unknown_keys.recv() => {
                 let report = client.unknown_key(&held);
                 tx.send(report).await.map_err(|_| "stream closed while reporting".to_string())?;
                 continue;
@@ -460,16 +521,8 @@ async fn one_stream(
                     Ok(Ok(())) => {
                         let kind = pending.kind();
                         let accepted = client.accept(pending);
-                        if !accepted.forgotten.is_empty() {
-                            // Nothing refers to them, so there is no verdict to wait for.
-                            let update = Update {
-                                kind,
-                                changes: accepted.forgotten,
-                                answer: oneshot::channel().0,
-                            };
-                            if events.send(ClientEvent::Update(update)).await.is_err() {
-                                return Ok(());
-                            }
+                        if !forget(accepted.forgotten, kind, events).await {
+                            return Ok(());
                         }
                         accepted.requests
                     }
@@ -484,4 +537,17 @@ async fn one_stream(
                 .map_err(|_| "stream closed while answering".to_string())?;
         }
     }
+}
+
+/// Tells of resources to which nothing refers any more, so that there is no verdict to wait for. `false`: nobody listens.
+async fn forget(changes: Vec<Change>, kind: ResourceType, events: &mpsc::Sender<ClientEvent>) -> bool {
+    if changes.is_empty() {
+        return true;
+    }
+    let update = Update {
+        kind,
+        changes,
+        answer: oneshot::channel().0,
+    };
+    events.send(ClientEvent::Update(update)).await.is_ok()
 }

@@ -4,17 +4,20 @@
 //! proxy applies them, and only then [`DeltaClient::accept`] acknowledges; a resource that cannot be decoded or applied
 //! refuses the whole response with a text that names it, and the former configuration stays.
 //!
-//! The client follows references by itself: clusters name endpoints, listeners name route tables and secrets. What it
-//! holds survives a broken stream; the next one starts with the versions at hand.
+//! The client follows references by itself: clusters name endpoints, listeners name route tables and secrets. How much it asks for
+//! beyond that is its [`Scope`]: everything, or what the proxy [wants](DeltaClient::want) and what that refers to. What it holds
+//! survives a broken stream; the next one starts with the versions at hand.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use envoy_types::pb::google::rpc::Status;
 use mantlet_model::cluster::{ClusterTls, Discovery};
+use mantlet_model::ext_authz::CustomStage;
 use mantlet_model::http::RouteSource;
 use mantlet_model::listener::Filters;
-use mantlet_model::{Cluster, Endpoints, Listener, RouteTable, Secret};
+use mantlet_model::route::{Route, RouteAction, VirtualHost};
+use mantlet_model::{Cluster, Destinations, Endpoints, Listener, RouteTable, Secret};
 
 use crate::convert::tls::is_local;
 use crate::decode::{self, DecodeError};
@@ -36,8 +39,12 @@ pub enum Decoded {
     Listener(Listener),
     /// A route table.
     Routes(RouteTable),
+    /// A virtual host, with its resource name.
+    VirtualHost(String, VirtualHost),
     /// A secret.
     Secret(Secret),
+    /// A list of what is served.
+    Destinations(Destinations),
 }
 
 /// One change of the proxy's configuration.
@@ -51,6 +58,20 @@ pub enum Change {
     Upsert(Decoded),
     /// A resource is gone.
     Remove(ResourceType, String),
+    /// A resource that the proxy wants does not exist, and it held none.
+    Missing(ResourceType, String),
+}
+
+/// What a client asks for by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// All listeners and clusters (Envoy's way).
+    #[default]
+    All,
+    /// All listeners, and clusters that something refers to: gateways, whose listeners are all their own.
+    Listeners,
+    /// These listeners, the lists of what is served, and what these and wanted resources refer to.
+    OnDemand(BTreeSet<String>),
 }
 
 /// The changes of one response. Give it back to [`DeltaClient::accept`] or [`DeltaClient::reject`].
@@ -105,35 +126,109 @@ pub struct DeltaClient {
     types: BTreeMap<ResourceType, TypeState>,
     /// Key sets that listeners carry in themselves, by listener.
     inlined: BTreeMap<String, BTreeSet<String>>,
+    scope: Scope,
+    /// Whether a stream is open.
+    open: bool,
     first: bool,
 }
 
 impl DeltaClient {
-    /// A client for this node.
+    /// A client for this node, of everything.
     pub fn new(node: Node) -> Self {
-        DeltaClient {
+        DeltaClient::scoped(node, Scope::All)
+    }
+
+    /// A client for this node.
+    pub fn scoped(node: Node, scope: Scope) -> Self {
+        let mut client = DeltaClient {
             node,
             types: ResourceType::ALL
                 .into_iter()
                 .map(|t| (t, TypeState::default()))
                 .collect(),
             inlined: BTreeMap::new(),
+            scope,
+            open: false,
             first: true,
+        };
+        if let Scope::OnDemand(listeners) = &client.scope {
+            let names = listeners.clone();
+            client.types.entry(ResourceType::Listener).or_default().names = names;
+        }
+        client
+    }
+
+    /// Whether all resources of a type are asked for.
+    fn is_whole(&self, kind: ResourceType) -> bool {
+        match kind {
+            ResourceType::Cluster => self.scope == Scope::All,
+            ResourceType::Listener => matches!(self.scope, Scope::All | Scope::Listeners),
+            ResourceType::Destinations => matches!(self.scope, Scope::OnDemand(_)),
+            _ => false,
         }
     }
 
-    /// The requests that open a stream: wildcard listeners and clusters, and all names that are known from before.
+    /// The requests that open a stream: what is asked for as a whole, and all names that are known from before.
     pub fn start(&mut self) -> Vec<DeltaDiscoveryRequest> {
         self.first = true;
+        self.open = true;
         for state in self.types.values_mut() {
             state.subscribed = false;
         }
         let mut out = Vec::new();
         for kind in ResourceType::ALL {
+            let whole = self.is_whole(kind);
             let state = &self.types[&kind];
-            if kind.is_wildcard() || !state.names.is_empty() {
-                let names = state.names.iter().cloned().collect();
+            if whole || !state.names.is_empty() {
+                // No names ask for all of such a type.
+                let names = state.names.iter().filter(|_| !whole).cloned().collect();
                 out.push(self.request(kind, names, Vec::new()));
+            }
+        }
+        out
+    }
+
+    /// The stream is gone.
+    pub fn closed(&mut self) {
+        self.open = false;
+    }
+
+    /// Asks for a resource by name, from now on. `None`: it is asked for already, or will be with the next stream.
+    pub fn want(&mut self, kind: ResourceType, name: &str) -> Option<DeltaDiscoveryRequest> {
+        let fresh = self.types.entry(kind).or_default().names.insert(name.to_string());
+        (fresh && self.open).then(|| self.request(kind, vec![name.to_string()], Vec::new()))
+    }
+
+    /// Gives up resources that were wanted, and all that only they refer to.
+    pub fn give_up(&mut self, kind: ResourceType, names: Vec<String>) -> Accepted {
+        let mut forgotten = Vec::new();
+        let state = self.types.entry(kind).or_default();
+        let mut dropped = Vec::new();
+        for name in names {
+            if state.names.remove(&name) {
+                state.references.remove(&name);
+                if state.versions.remove(&name).is_some() {
+                    forgotten.push(Change::Remove(kind, name.clone()));
+                }
+                dropped.push(name);
+            }
+        }
+        let mut requests = Vec::new();
+        if self.open && !dropped.is_empty() {
+            requests.push(self.request(kind, Vec::new(), dropped));
+        }
+        self.follow(&mut requests, &mut forgotten);
+        Accepted { requests, forgotten }
+    }
+
+    /// Asks for everything from now on.
+    pub fn want_all(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        self.scope = Scope::All;
+        let mut out = Vec::new();
+        for kind in [ResourceType::Cluster, ResourceType::Listener] {
+            self.types.entry(kind).or_default().names.clear();
+            if self.open {
+                out.push(self.request(kind, vec!["*".to_string()], Vec::new()));
             }
         }
         out
@@ -165,12 +260,16 @@ impl DeltaClient {
         };
         let mut errors = Vec::new();
         for resource in resources {
+            // Given up while it was under way: nobody waits for it.
+            if !self.is_whole(kind) && !self.types[&kind].names.contains(&resource.name) {
+                continue;
+            }
             let Some(any) = &resource.resource else {
                 errors.push(format!("{}: resource without content", resource.name));
                 continue;
             };
             let mut references = References::new();
-            match decode_one(kind, any, &mut references) {
+            match decode_one(kind, &resource.name, any, &mut references) {
                 Ok((name, changes)) if name == resource.name => {
                     let keys = changes.iter().filter_map(|change| match change {
                         Change::Upsert(Decoded::Secret(secret)) if kind == ResourceType::Listener => {
@@ -191,9 +290,11 @@ impl DeltaClient {
             return Err(refuse(errors.join("; ")));
         }
         for name in removed_resources {
-            // Missing names that were never held are no change.
-            if self.types[&kind].versions.contains_key(&name) {
+            let state = &self.types[&kind];
+            if state.versions.contains_key(&name) {
                 pending.changes.push(Change::Remove(kind, name.clone()));
+            } else if kind != ResourceType::Secret && state.names.contains(&name) {
+                pending.changes.push(Change::Missing(kind, name.clone()));
             }
             pending.versions.insert(name, None);
         }
@@ -241,15 +342,28 @@ impl DeltaClient {
             response_nonce: nonce,
             ..DeltaDiscoveryRequest::default()
         }];
-        let wanted: BTreeSet<(ResourceType, String)> = self
-            .types
-            .values()
-            .flat_map(|t| t.references.values().flatten())
-            .cloned()
-            .collect();
-        for kind in [ResourceType::Endpoints, ResourceType::Routes, ResourceType::Secret] {
-            let names: BTreeSet<String> = wanted
-                .iter()
+        self.follow(&mut out, &mut forgotten);
+        Accepted {
+            requests: out,
+            forgotten,
+        }
+    }
+
+    /// Asks for what held resources refer to, and for nothing else. Who refers comes before what is referred to.
+    fn follow(&mut self, out: &mut Vec<DeltaDiscoveryRequest>, forgotten: &mut Vec<Change>) {
+        for kind in [
+            ResourceType::Routes,
+            ResourceType::Cluster,
+            ResourceType::Endpoints,
+            ResourceType::Secret,
+        ] {
+            if self.is_whole(kind) {
+                continue;
+            }
+            let names: BTreeSet<String> = self
+                .types
+                .values()
+                .flat_map(|t| t.references.values().flatten())
                 .filter(|(k, n)| *k == kind && !(kind == ResourceType::Secret && is_local(n)))
                 .map(|(_, n)| n.clone())
                 .collect();
@@ -263,13 +377,9 @@ impl DeltaClient {
                 }
             }
             state.names = names;
-            if !add.is_empty() || !drop.is_empty() {
+            if self.open && (!add.is_empty() || !drop.is_empty()) {
                 out.push(self.request(kind, add, drop));
             }
-        }
-        Accepted {
-            requests: out,
-            forgotten,
         }
     }
 
@@ -330,6 +440,7 @@ fn nack(type_url: String, nonce: String, message: String) -> DeltaDiscoveryReque
 /// Decodes one resource to its name and changes; inlined key sets become secrets of their own.
 fn decode_one(
     kind: ResourceType,
+    resource: &str,
     any: &Any,
     references: &mut References,
 ) -> Result<(String, Vec<Change>), DecodeError> {
@@ -353,7 +464,21 @@ fn decode_one(
         }
         ResourceType::Routes => {
             let table = decode::route_table(any)?;
+            for host in &table.hosts {
+                route_references(&host.routes, references);
+            }
             (table.name.clone(), vec![Change::Upsert(Decoded::Routes(table))])
+        }
+        ResourceType::VirtualHosts => {
+            let host = decode::virtual_host(any)?;
+            route_references(&host.routes, references);
+            // Its own name is not the resource's, which says where it belongs.
+            let name = resource.to_string();
+            (name.clone(), vec![Change::Upsert(Decoded::VirtualHost(name, host))])
+        }
+        ResourceType::Destinations => {
+            let list = decode::destinations(any)?;
+            (list.name.clone(), vec![Change::Upsert(Decoded::Destinations(list))])
         }
         ResourceType::Secret => {
             let secret = decode::secret(any)?;
@@ -379,10 +504,30 @@ fn listener_references(listener: &Listener, out: &mut References) {
             out.insert((ResourceType::Secret, tls.certificate.clone()));
             out.extend(tls.trust_bundle.clone().map(|n| (ResourceType::Secret, n)));
         }
-        if let Filters::Http(http) = &chain.filters
-            && let RouteSource::Named(name) = &http.routes
-        {
-            out.insert((ResourceType::Routes, name.clone()));
+        let (custom, cluster) = match &chain.filters {
+            Filters::Http(http) => {
+                match &http.routes {
+                    RouteSource::Named(name) => drop(out.insert((ResourceType::Routes, name.clone()))),
+                    RouteSource::Inline(table) => {
+                        for host in &table.hosts {
+                            route_references(&host.routes, out);
+                        }
+                    }
+                }
+                (&http.custom, None)
+            }
+            Filters::Tcp(tcp) => (&tcp.custom, Some(tcp.cluster.as_str())),
+        };
+        let clusters = custom.iter().filter_map(CustomStage::cluster).chain(cluster);
+        out.extend(clusters.map(|name| (ResourceType::Cluster, name.to_string())));
+    }
+}
+
+fn route_references(routes: &[Route], out: &mut References) {
+    for route in routes {
+        if let RouteAction::Forward(forward) = &route.action {
+            let clusters = forward.clusters.iter();
+            out.extend(clusters.map(|(name, _)| (ResourceType::Cluster, name.clone())));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Envoy protobufs → model. Strict: what has no place in the model is an error that names it, so that it becomes the
 //! text of a NACK; nothing is dropped silently.
 
-use mantlet_model::{Cluster, Endpoints, Listener, RouteTable, Secret};
+use mantlet_model::route::VirtualHost;
+use mantlet_model::{Cluster, Destinations, Endpoints, Listener, RouteTable, Secret};
 
 use crate::wire::unpack;
 use crate::{Any, convert};
@@ -26,6 +27,16 @@ pub fn listener(any: &Any) -> Result<Listener> {
 /// A route table.
 pub fn route_table(any: &Any) -> Result<RouteTable> {
     convert::route::decode(unpack(any)?)
+}
+
+/// A virtual host as a resource of its own.
+pub fn virtual_host(any: &Any) -> Result<VirtualHost> {
+    convert::route::decode_host(unpack(any)?)
+}
+
+/// A list of what is served.
+pub fn destinations(any: &Any) -> Result<Destinations> {
+    convert::destinations::decode(unpack(any)?)
 }
 
 /// A cluster.

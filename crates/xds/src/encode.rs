@@ -1,6 +1,7 @@
 //! Model → Envoy protobufs. Infallible: every value of the model has a form on the wire.
 
-use mantlet_model::{Cluster, Endpoints, Listener, RouteTable, Secret};
+use mantlet_model::route::VirtualHost;
+use mantlet_model::{Cluster, Destinations, Endpoints, Listener, RouteTable, Secret};
 
 use crate::wire::pack;
 use crate::{Any, convert};
@@ -17,16 +18,21 @@ pub enum Dialect {
 }
 
 /// How resources are written.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Options {
     /// Vocabulary.
     pub dialect: Dialect,
+    /// Whether the peer asks for virtual hosts by name: tables of ports are written without them.
+    pub on_demand: bool,
 }
 
 impl Options {
     /// Options of a dialect.
     pub fn new(dialect: Dialect) -> Self {
-        Options { dialect }
+        Options {
+            dialect,
+            on_demand: false,
+        }
     }
 }
 
@@ -38,6 +44,16 @@ pub fn listener(model: &Listener, options: &Options) -> Any {
 /// A route table.
 pub fn route_table(model: &RouteTable, _options: &Options) -> Any {
     pack(&convert::route::encode(model))
+}
+
+/// A virtual host as a resource of its own.
+pub fn virtual_host(model: &VirtualHost) -> Any {
+    pack(&convert::route::encode_host(model))
+}
+
+/// A list of what is served.
+pub fn destinations(model: &Destinations) -> Any {
+    pack(&convert::destinations::encode(model))
 }
 
 /// A cluster.

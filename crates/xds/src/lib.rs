@@ -16,6 +16,7 @@ pub mod decode;
 pub mod encode;
 pub mod istio_ca;
 pub mod istio_proto;
+mod mantlet_proto;
 pub mod resources;
 pub mod server;
 mod wire;

@@ -8,12 +8,15 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use mantlet_model::cluster::Discovery;
-use mantlet_model::{Cluster, Endpoints, Listener, ProxySnapshot, RouteTable, Secret, SharedMap, SharedSnapshot};
+use mantlet_model::route::{HostIndex, VirtualHost, VirtualHostName};
+use mantlet_model::{
+    Cluster, Destinations, Endpoints, Listener, ProxySnapshot, RouteTable, Secret, SharedMap, SharedSnapshot,
+};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::Any;
-use crate::encode::{self, Dialect, Options};
+use crate::encode::{self, Options};
 
 /// The xDS types that Mantlet speaks, in the order in which they are sent (make before break).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,18 +29,25 @@ pub enum ResourceType {
     Listener,
     /// Route tables.
     Routes,
+    /// Virtual hosts, each asked for by the table and authority that a proxy met
+    /// ([`VirtualHostName`](mantlet_model::route::VirtualHostName)).
+    VirtualHosts,
     /// Secrets.
     Secret,
+    /// What is served in the mesh; Mantlet's own type.
+    Destinations,
 }
 
 impl ResourceType {
-    /// All types, in sending order: CDS, EDS, LDS, RDS, SDS.
-    pub const ALL: [ResourceType; 5] = [
+    /// All types, in sending order.
+    pub const ALL: [ResourceType; 7] = [
         ResourceType::Cluster,
         ResourceType::Endpoints,
         ResourceType::Listener,
         ResourceType::Routes,
+        ResourceType::VirtualHosts,
         ResourceType::Secret,
+        ResourceType::Destinations,
     ];
 
     /// The type URL on the wire.
@@ -47,7 +57,9 @@ impl ResourceType {
             ResourceType::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             ResourceType::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             ResourceType::Routes => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            ResourceType::VirtualHosts => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
             ResourceType::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            ResourceType::Destinations => "type.googleapis.com/mantlet.v1.Destinations",
         }
     }
 
@@ -56,20 +68,25 @@ impl ResourceType {
         Self::ALL.into_iter().find(|t| t.url() == url)
     }
 
-    /// Istio's short name: `CDS`, `EDS`, `LDS`, `RDS`, `SDS`.
+    /// The short name: Istio's `CDS`, `EDS`, `LDS`, `RDS`, `SDS`, Envoy's `VHDS`, or `DESTINATIONS`.
     pub fn short(self) -> &'static str {
         match self {
             ResourceType::Cluster => "CDS",
             ResourceType::Endpoints => "EDS",
             ResourceType::Listener => "LDS",
             ResourceType::Routes => "RDS",
+            ResourceType::VirtualHosts => "VHDS",
             ResourceType::Secret => "SDS",
+            ResourceType::Destinations => "DESTINATIONS",
         }
     }
 
     /// Whether a first subscription without names asks for everything.
     pub fn is_wildcard(self) -> bool {
-        matches!(self, ResourceType::Cluster | ResourceType::Listener)
+        matches!(
+            self,
+            ResourceType::Cluster | ResourceType::Listener | ResourceType::Destinations
+        )
     }
 }
 
@@ -86,12 +103,25 @@ enum Source {
     Endpoints(Arc<Endpoints>),
     Listener(Arc<Listener>),
     Routes(Arc<RouteTable>),
+    /// A table of which proxies get the bare one, and virtual hosts by name.
+    Bare(Arc<RouteTable>),
+    VirtualHost(VirtualHost),
     Secret(Arc<Secret>),
+    Destinations(Arc<Destinations>),
     /// Nothing: a peer holds it, from an earlier stream.
     Held,
 }
 
 impl Source {
+    /// A table for proxies that ask for virtual hosts by name.
+    fn asked_by_name(table: Arc<RouteTable>) -> Source {
+        if table.is_of_port() {
+            Source::Bare(table)
+        } else {
+            Source::Routes(table)
+        }
+    }
+
     /// Whether both are one value.
     fn is_pointer(&self, other: &Source) -> bool {
         match (self, other) {
@@ -99,7 +129,9 @@ impl Source {
             (Source::Endpoints(a), Source::Endpoints(b)) => Arc::ptr_eq(a, b),
             (Source::Listener(a), Source::Listener(b)) => Arc::ptr_eq(a, b),
             (Source::Routes(a), Source::Routes(b)) => Arc::ptr_eq(a, b),
+            (Source::Bare(a), Source::Bare(b)) => Arc::ptr_eq(a, b),
             (Source::Secret(a), Source::Secret(b)) => Arc::ptr_eq(a, b),
+            (Source::Destinations(a), Source::Destinations(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -110,9 +142,10 @@ impl Source {
             Source::Cluster(a) => Arc::as_ptr(a).addr(),
             Source::Endpoints(a) => Arc::as_ptr(a).addr(),
             Source::Listener(a) => Arc::as_ptr(a).addr(),
-            Source::Routes(a) => Arc::as_ptr(a).addr(),
+            Source::Routes(a) | Source::Bare(a) => Arc::as_ptr(a).addr(),
             Source::Secret(a) => Arc::as_ptr(a).addr(),
-            Source::Held => 0,
+            Source::Destinations(a) => Arc::as_ptr(a).addr(),
+            Source::VirtualHost(_) | Source::Held => 0,
         }
     }
 }
@@ -125,7 +158,9 @@ impl PartialEq for Source {
                 (Source::Endpoints(a), Source::Endpoints(b)) => a == b,
                 (Source::Listener(a), Source::Listener(b)) => a == b,
                 (Source::Routes(a), Source::Routes(b)) => a == b,
+                (Source::Bare(a), Source::Bare(b)) => a == b,
                 (Source::Secret(a), Source::Secret(b)) => a == b,
+                (Source::Destinations(a), Source::Destinations(b)) => a == b,
                 _ => false,
             }
     }
@@ -138,6 +173,8 @@ pub struct Encoded {
     options: Options,
     version: OnceLock<String>,
     bytes: OnceLock<Box<[u8]>>,
+    /// Where the virtual hosts of a bare table are.
+    index: OnceLock<Box<HostIndex>>,
 }
 
 impl Encoded {
@@ -147,6 +184,7 @@ impl Encoded {
             options: *options,
             version: OnceLock::new(),
             bytes: OnceLock::new(),
+            index: OnceLock::new(),
         }
     }
 
@@ -157,6 +195,7 @@ impl Encoded {
             options: Options::default(),
             version: OnceLock::from(version),
             bytes: OnceLock::from(Box::default()),
+            index: OnceLock::new(),
         }
     }
 
@@ -179,7 +218,10 @@ impl Encoded {
                 Source::Endpoints(e) => encode::endpoints(e, options),
                 Source::Listener(l) => encode::listener(l, options),
                 Source::Routes(r) => encode::route_table(r, options),
+                Source::Bare(r) => encode::route_table(&r.bare(), options),
+                Source::VirtualHost(h) => encode::virtual_host(h),
                 Source::Secret(s) => encode::secret(s),
+                Source::Destinations(d) => encode::destinations(d),
                 Source::Held => Any::default(),
             };
             any.value.into_boxed_slice()
@@ -192,6 +234,19 @@ impl Encoded {
             type_url: kind.url().into(),
             value: self.bytes().to_vec(),
         }
+    }
+
+    /// The virtual host of an authority, if this is a table of which they are given by name.
+    fn virtual_host(&self, authority: &str) -> Option<Encoded> {
+        let Source::Bare(table) = &self.source else { return None };
+        let index = self.index.get_or_init(|| Box::new(HostIndex::new(table)));
+        let found = index.find(table, authority)?;
+        // Under the one name that was asked for: so no two that a proxy holds can have a domain in common.
+        let host = VirtualHost {
+            domains: vec![authority.to_string()],
+            ..found.clone()
+        };
+        Some(Encoded::new(Source::VirtualHost(host), &self.options))
     }
 
     /// The endpoints resource that this cluster waits for.
@@ -217,7 +272,7 @@ impl fmt::Debug for Encoded {
 /// encoding. It keeps nothing alive.
 #[derive(Debug, Default)]
 pub struct Encoder {
-    made: HashMap<(usize, Dialect), Weak<Encoded>>,
+    made: HashMap<(usize, Options), Weak<Encoded>>,
     /// Size at which what is gone is cleared away.
     limit: usize,
 }
@@ -227,7 +282,7 @@ impl Encoder {
     const SLACK: usize = 1024;
 
     fn encoded(&mut self, source: Source, options: &Options) -> Arc<Encoded> {
-        let key = (source.address(), options.dialect);
+        let key = (source.address(), *options);
         if let Some(made) = self.made.get(&key).and_then(Weak::upgrade)
             // An address is free for another value once its own is gone.
             && made.source.is_pointer(&source)
@@ -250,6 +305,8 @@ pub struct ResourceSet {
     types: [SharedMap<Encoded>; ResourceType::ALL.len()],
     /// What it was made of.
     snapshot: SharedSnapshot,
+    /// Number of the state of the world that it is of, if its maker counts them.
+    revision: u64,
 }
 
 impl ResourceSet {
@@ -307,9 +364,15 @@ impl ResourceSet {
             ResourceType::Listener,
             changes(&former.listeners, &snapshot.listeners, Source::Listener),
         );
+        let table = if options.on_demand {
+            Source::asked_by_name
+        } else {
+            Source::Routes
+        };
+        put(ResourceType::Routes, changes(&former.routes, &snapshot.routes, table));
         put(
-            ResourceType::Routes,
-            changes(&former.routes, &snapshot.routes, Source::Routes),
+            ResourceType::Destinations,
+            changes(&former.destinations, &snapshot.destinations, Source::Destinations),
         );
         let secrets: SharedMap<Secret> = secrets
             .into_iter()
@@ -321,6 +384,25 @@ impl ResourceSet {
         put(ResourceType::Secret, gone.chain(given).collect());
         set.snapshot = snapshot.clone();
         set
+    }
+
+    /// The same as of this state of the world.
+    #[must_use]
+    pub fn of_revision(mut self, revision: u64) -> ResourceSet {
+        self.revision = revision;
+        self
+    }
+
+    /// The state of the world that it is of; 0 if nobody counts.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The virtual host of this [name](VirtualHostName); `None` if nothing but the fallback of its table serves it.
+    pub fn virtual_host(&self, name: &str) -> Option<Arc<Encoded>> {
+        let name = VirtualHostName::parse(name)?;
+        let table = self.get(ResourceType::Routes, name.table)?;
+        table.virtual_host(name.authority).map(Arc::new)
     }
 
     /// What the set was made of.
@@ -361,6 +443,7 @@ impl ResourceSet {
             options: Options::default(),
             version: OnceLock::from(version.to_string()),
             bytes: OnceLock::from(version.as_bytes().to_vec().into_boxed_slice()),
+            index: OnceLock::new(),
         };
         self.types[kind as usize].insert(name, Arc::new(encoded));
     }
@@ -375,6 +458,9 @@ fn version(source: &Source, options: &Options) -> String {
         Source::Endpoints(e) => update(&mut hash, e.as_ref()),
         Source::Listener(l) => update(&mut hash, l.as_ref()),
         Source::Routes(r) => update(&mut hash, r.as_ref()),
+        Source::Bare(r) => update(&mut hash, &r.bare()),
+        Source::VirtualHost(h) => update(&mut hash, h),
+        Source::Destinations(d) => update(&mut hash, d.as_ref()),
         Source::Secret(s) => hash.update(&encode::secret(s).value),
         Source::Held => {}
     }

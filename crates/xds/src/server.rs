@@ -19,6 +19,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
 use mantlet_model::SharedMap;
+use mantlet_model::route::VirtualHostName;
 
 use crate::resources::{Encoded, ResourceSet, ResourceType};
 
@@ -74,6 +75,14 @@ pub enum StreamEvent {
         nonce: String,
         /// The peer's reason, cut to a few kilobytes.
         message: String,
+    },
+    /// The stream looked at a set of resources of this revision: of these types nothing of it is left to send, and every answer is
+    /// here.
+    Looked {
+        /// See [`ResourceSet::revision`].
+        revision: u64,
+        /// Types.
+        idle: Vec<ResourceType>,
     },
     /// The peer asked for a type that Mantlet does not serve; it is answered with silence, as Istio does.
     UnknownType {
@@ -149,14 +158,37 @@ impl DeltaType {
         }
     }
 
-    /// Adds what has changed since the last look to the names to look at.
-    fn look(&mut self, map: &SharedMap<Encoded>) {
+    /// Adds what has changed since the last look to the names to look at: of virtual hosts, those whose table has changed.
+    fn look(&mut self, kind: ResourceType, map: &SharedMap<Encoded>) {
+        if kind == ResourceType::VirtualHosts {
+            for (table, _, _) in self.seen.diff(map) {
+                let of_table =
+                    |name: &Arc<str>| VirtualHostName::parse(name).is_some_and(|name| name.table == &**table);
+                self.stale
+                    .extend(self.names.iter().filter(|name| of_table(name)).cloned());
+            }
+            self.seen = map.clone();
+            return;
+        }
         for (name, _, _) in self.seen.diff(map) {
             if self.wildcard || self.names.contains(name) || self.known.contains_key(name) {
                 self.stale.insert(name.clone());
             }
         }
         self.seen = map.clone();
+    }
+
+    /// The resource of a name that the peer wants, under the name that all share.
+    fn find(&self, kind: ResourceType, set: &ResourceSet, name: &Arc<str>) -> Option<(Arc<str>, Arc<Encoded>)> {
+        if !self.wants(name) {
+            return None;
+        }
+        if kind == ResourceType::VirtualHosts {
+            return Some((name.clone(), set.virtual_host(name)?));
+        }
+        set.map(kind)
+            .entry(name)
+            .map(|(name, found)| (name.clone(), found.clone()))
     }
 
     /// Whether the peer, once it has everything that it wants, holds all of `map`.
@@ -253,7 +285,10 @@ impl DeltaServer {
         let mut held = Vec::new();
         for name in request.resource_names_subscribe {
             if name == "*" {
-                state.set_wildcard(true);
+                // Of virtual hosts there is no list.
+                if kind != ResourceType::VirtualHosts {
+                    state.set_wildcard(true);
+                }
                 continue;
             }
             // No resource has such a name: key sets travel inside listeners. Asking for one says that it is out of date.
@@ -327,7 +362,7 @@ impl DeltaServer {
     pub fn weight(&self, set: &ResourceSet) -> usize {
         let idle = self.types.iter().filter(|(_, state)| state.in_flight.is_none());
         idle.map(|(kind, state)| {
-            let changed = state.seen.diff(set.map(*kind)).len();
+            let changed = state.seen.diff(set.map(looked_at(*kind))).len();
             let changed = if state.wildcard {
                 changed
             } else {
@@ -341,6 +376,12 @@ impl DeltaServer {
     /// Whether any response waits for its answer.
     pub fn is_waiting(&self) -> bool {
         self.types.values().any(|state| state.in_flight.is_some())
+    }
+
+    /// Types of which no response waits for its answer.
+    pub fn idle(&self) -> Vec<ResourceType> {
+        let idle = self.types.iter().filter(|(_, state)| state.in_flight.is_none());
+        idle.map(|(kind, _)| *kind).collect()
     }
 
     /// Whether a response of this type waits for its answer.
@@ -358,24 +399,23 @@ impl DeltaServer {
         if state.in_flight.is_some() {
             return None;
         }
-        let map = set.map(kind);
-        state.look(map);
+        let map = set.map(looked_at(kind));
+        state.look(kind, map);
         let mut changes: BTreeMap<Arc<str>, Option<Arc<Encoded>>> = BTreeMap::new();
         let mut resources = Vec::new();
         let mut removed = Vec::new();
         let mut rewarmed = Vec::new();
         let many = state.wildcard || state.stale.len() >= WHOLE_FROM;
         for name in std::mem::take(&mut state.stale) {
-            let found = map.entry(&name).filter(|_| state.wants(&name));
-            if let Some((shared, encoded)) = found {
+            if let Some((shared, encoded)) = state.find(kind, set, &name) {
                 let known = state.known.get(&name);
                 let updated = known.is_some();
-                if known.is_some_and(|known| known.is_same(encoded)) {
+                if known.is_some_and(|known| known.is_same(&encoded)) {
                     state.refused.remove(&name);
                     continue;
                 }
                 if let Some(refused) = state.refused.get(&name) {
-                    if refused.is_same(encoded) {
+                    if refused.is_same(&encoded) {
                         continue;
                     }
                     state.refused.remove(&name);
@@ -388,13 +428,13 @@ impl DeltaServer {
                     state.names.replace(shared.clone());
                 }
                 state.reported_missing.remove(&name);
-                changes.insert(shared.clone(), Some(encoded.clone()));
                 resources.push(Resource {
                     name: name.to_string(),
                     version: encoded.version().to_string(),
                     resource: Some(encoded.any(kind)),
                     ..Resource::default()
                 });
+                changes.insert(shared, Some(encoded));
                 continue;
             }
             state.refused.remove(&name);
@@ -421,7 +461,7 @@ impl DeltaServer {
         let settled = state.stale.is_empty() && state.refused.is_empty();
         state.in_flight = Some(InFlight {
             nonce: nonce.clone(),
-            whole: (settled && many && state.wants_all(map)).then(|| map.clone()),
+            whole: (settled && many && kind != ResourceType::VirtualHosts && state.wants_all(map)).then(|| map.clone()),
             changes,
         });
         self.events.push(StreamEvent::Sent {
@@ -561,6 +601,12 @@ impl SotwServer {
         self.types.values().any(|state| state.waiting)
     }
 
+    /// Types of which no response waits for its answer.
+    pub fn idle(&self) -> Vec<ResourceType> {
+        let idle = self.types.iter().filter(|(_, state)| !state.waiting);
+        idle.map(|(kind, _)| *kind).collect()
+    }
+
     /// The responses that bring the peer to `set`, in sending order.
     pub fn poll(&mut self, set: &ResourceSet) -> Vec<DiscoveryResponse> {
         let mut out = Vec::new();
@@ -630,6 +676,14 @@ impl SotwServer {
             });
         }
         out
+    }
+}
+
+/// The resources on which those of a type depend: virtual hosts are parts of tables.
+fn looked_at(kind: ResourceType) -> ResourceType {
+    match kind {
+        ResourceType::VirtualHosts => ResourceType::Routes,
+        other => other,
     }
 }
 

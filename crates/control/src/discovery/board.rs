@@ -53,8 +53,8 @@ struct Row {
 #[derive(Default)]
 struct TypeState {
     subscribed: bool,
-    /// A push changed this type and the stream has not sent it yet.
-    waiting: bool,
+    /// The last revision that changed this type, until the stream has looked at it: it may have nothing to send of it.
+    waiting: Option<u64>,
     /// Nonce on its way.
     sent: Option<String>,
     refused: bool,
@@ -150,7 +150,7 @@ impl Board {
         }
         for kind in changed {
             let state = row.types.entry(*kind).or_default();
-            state.waiting = state.subscribed;
+            state.waiting = state.subscribed.then_some(revision);
         }
         row.settle();
         drop(rows);
@@ -196,9 +196,7 @@ impl Board {
                 row.types.entry(kind).or_default().subscribed = true;
             }
             StreamEvent::Sent { kind, nonce, .. } => {
-                let state = row.types.entry(kind).or_default();
-                state.waiting = false;
-                state.sent = Some(nonce);
+                row.types.entry(kind).or_default().sent = Some(nonce);
                 self.metrics.pushed(kind);
             }
             StreamEvent::Acked { kind, nonce } => {
@@ -224,6 +222,13 @@ impl Board {
                     row.errors.remove(0);
                 }
                 self.metrics.rejected(kind);
+            }
+            StreamEvent::Looked { revision, idle } => {
+                for kind in idle {
+                    let state = row.types.entry(kind).or_default();
+                    state.waiting = state.waiting.filter(|waiting| *waiting > revision);
+                }
+                row.settle();
             }
             StreamEvent::UnknownType { url } => {
                 tracing::debug!(target: "ads", "{} asks for unknown type {url}", row.node.display_name());
@@ -304,7 +309,7 @@ impl Row {
         let quiet = self
             .types
             .values()
-            .all(|t| !t.waiting && t.sent.is_none() && !t.refused);
+            .all(|t| t.waiting.is_none() && t.sent.is_none() && !t.refused);
         let started = self.types.get(&ResourceType::Listener).is_some_and(|t| t.answered);
         if quiet && started && self.acked < self.computed {
             self.acked = self.computed;
@@ -315,7 +320,7 @@ impl Row {
 
 impl TypeState {
     fn shown(&self) -> SyncState {
-        if self.waiting || self.sent.is_some() {
+        if self.waiting.is_some() || self.sent.is_some() {
             SyncState::Stale
         } else if self.refused {
             SyncState::Error

@@ -363,13 +363,16 @@ impl State {
         }
         let former = std::mem::replace(&mut proxy.secrets, wanted);
         let previous = proxy.sender.borrow().clone();
-        let options = Options::new(proxy.dialect);
+        let options = Options {
+            dialect: proxy.dialect,
+            on_demand: proxy.node.on_demand,
+        };
         let fresh = previous.next(&snapshot, secrets, &options, &mut self.encoder);
         let changed = changed_types(&previous, &fresh);
         proxy.snapshot = snapshot;
         self.board.computed(id, self.revision, &changed);
         if !changed.is_empty() {
-            proxy.sender.send_replace(Arc::new(fresh));
+            proxy.sender.send_replace(Arc::new(fresh.of_revision(self.revision)));
         }
         self.drop_unused(former);
     }

@@ -27,8 +27,8 @@ use mantlet_identity::{
     build_csr,
 };
 use mantlet_runtime::Registry;
-use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client_reporting};
-use mantlet_xds::client::{Change, Decoded};
+use mantlet_xds::ads::{Asks, Backoff, ClientEvent, Connector, run_client_asking};
+use mantlet_xds::client::{Change, Decoded, DeltaClient};
 use mantlet_xds::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use mantlet_xds::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
 use mantlet_xds::{Node, ResourceType};
@@ -422,12 +422,17 @@ impl Proxy {
             max: Duration::from_millis(200),
         };
         let (unknown_keys, reports) = mpsc::channel(16);
-        tokio::spawn(run_client_reporting(
-            node,
+        let asks = Asks {
+            unknown_keys: reports,
+            ..Asks::none()
+        };
+        let client = DeltaClient::new(node);
+        tokio::spawn(run_client_asking(
+            client,
             dialer.clone(),
             backoff,
             tx,
-            reports,
+            asks,
             stop.clone(),
         ));
         Proxy {
@@ -522,6 +527,8 @@ fn name_of(decoded: &Decoded) -> String {
         Decoded::Cluster(c) => c.name.clone(),
         Decoded::Endpoints(e) => e.cluster.clone(),
         Decoded::Routes(r) => r.name.clone(),
+        Decoded::VirtualHost(name, _) => name.clone(),
         Decoded::Secret(s) => s.name.clone(),
+        Decoded::Destinations(d) => d.name.clone(),
     }
 }

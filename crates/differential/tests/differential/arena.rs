@@ -181,6 +181,7 @@ fn listeners(
                 attempt_count: false,
             }],
             ignore_port_in_host: false,
+            on_demand: false,
         })),
         normalization: translated.mesh.normalization,
         forwarded_client_cert: ForwardedClientCert::AppendForward,

@@ -96,7 +96,14 @@ impl CompiledRoutes {
 
     /// The virtual host and its first route that matches; `None` is answered with 404.
     pub fn select(&self, request: &dyn RouteRequest) -> Option<(&VirtualHost, &Route)> {
-        let index = self.host_index(request.authority())?;
+        self.select_in(self.host_index(request.authority())?, request)
+    }
+
+    /// The first route of the virtual host at this position that matches.
+    ///
+    /// # Panics
+    /// There is no such position.
+    pub fn select_in(&self, index: usize, request: &dyn RouteRequest) -> Option<(&VirtualHost, &Route)> {
         let host = &self.table.hosts[index];
         let found = host
             .routes
@@ -106,7 +113,13 @@ impl CompiledRoutes {
         found.map(|(route, _)| (host, route))
     }
 
-    fn host_index(&self, authority: &str) -> Option<usize> {
+    /// Position of the host that is taken when no other is (domain `*`).
+    pub fn fallback(&self) -> Option<usize> {
+        self.any
+    }
+
+    /// Position of the virtual host of an authority among the table's.
+    pub fn host_index(&self, authority: &str) -> Option<usize> {
         let authority = if self.table.ignore_port_in_host {
             without_port(authority)
         } else {
@@ -155,7 +168,7 @@ impl RouteTable {
 }
 
 /// `host` of `host:port`; brackets of IPv6 addresses stay.
-fn without_port(authority: &str) -> &str {
+pub(super) fn without_port(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         // Without brackets a second colon belongs to an address, not to a port.
         Some((host, port))

@@ -2,8 +2,10 @@
 //!
 //! A response that does not compile is refused and changes nothing. A snapshot with references to resources that are
 //! still on their way waits for them, so that no request meets a listener without its routes.
+//!
+//! What a sidecar asks for at first use (`on_demand`) is subscribed to here, and given up when nobody has used it for a while.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +13,11 @@ use std::time::Duration;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
 use mantlet_model::cluster::{ClusterTls, Discovery};
+use mantlet_model::names::{VIRTUAL_INBOUND, VIRTUAL_OUTBOUND};
 use mantlet_model::snapshot::ProxySnapshot;
 use mantlet_runtime::ReadyTask;
-use mantlet_xds::ads::{Backoff, ClientEvent, Connector, run_client_reporting};
-use mantlet_xds::client::{Change, Decoded};
+use mantlet_xds::ads::{Ask, Asks, Backoff, ClientEvent, Connector, run_client_asking};
+use mantlet_xds::client::{Change, Decoded, DeltaClient, Scope};
 use mantlet_xds::{Node, ResourceType};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -24,11 +27,14 @@ use tonic::transport::Channel;
 
 use super::{control_plane, dns, files};
 use crate::config::{Config, Resolved};
+use crate::on_demand::{Key, Wanted};
 use crate::settings::{ISTIO_VERSION, Role, Settings};
 use crate::worker::Shared;
 
 /// How long a snapshot waits for resources that it refers to before it is put in force without them.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Subscriptions that may wait for a stream.
+const ASKS: usize = 1024;
 
 /// The node that this proxy says it is.
 pub fn node(settings: &Settings) -> Node {
@@ -92,17 +98,29 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
         first: Duration::from_millis(200),
         max: Duration::from_secs(5),
     };
-    let unknown_keys = shared.unknown_keys.take().unwrap_or_else(|| mpsc::channel(1).1);
-    let client = tokio::spawn(run_client_reporting(
-        node(&settings),
+    let scope = match (settings.eager, settings.role) {
+        (true, _) => Scope::All,
+        (false, Role::Router) => Scope::Listeners,
+        (false, Role::Sidecar) => Scope::OnDemand([VIRTUAL_INBOUND, VIRTUAL_OUTBOUND].map(String::from).into()),
+    };
+    let mut staged = Staged::new(shared.clone(), Some(ready), settings.role == Role::Sidecar, &scope);
+    let (asks, to_client) = mpsc::channel(ASKS);
+    let client = tokio::spawn(run_client_asking(
+        DeltaClient::scoped(node(&settings), scope),
         connector,
         backoff,
         events,
-        unknown_keys,
+        Asks {
+            asks: to_client,
+            unknown_keys: shared.unknown_keys.take().unwrap_or_else(|| mpsc::channel(1).1),
+        },
         CancellationToken::new(),
     ));
+    let mut unknown = shared.on_demand.take().unwrap_or_else(|| mpsc::channel(1).1);
+    let mut expire = tokio::time::interval((settings.on_demand_idle / 4).max(Duration::from_millis(100)));
+    // When the control plane has answered, but not what it would have answered if it gave by name.
+    let mut fallback: Option<Instant> = None;
     let shared_files = shared.clone();
-    let mut staged = Staged::new(shared, Some(ready), settings.role == Role::Sidecar);
     let (names, mut resolved) = dns::start();
     let in_files = files::start(shared_files);
     loop {
@@ -121,6 +139,20 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
         let far = Instant::now() + Duration::from_secs(3600);
         let event = tokio::select! {
             event = received.recv() => event,
+            Some(key) = unknown.recv() => {
+                staged.want(key, &asks);
+                continue;
+            }
+            _ = expire.tick() => {
+                staged.expire(settings.on_demand_idle, &asks);
+                continue;
+            }
+            () = tokio::time::sleep_until(fallback.unwrap_or(far)), if fallback.is_some() => {
+                fallback = None;
+                tracing::warn!(target: "xds", "{} does not give configuration by name: asking for everything", settings.discovery);
+                staged.want_everything(&asks);
+                continue;
+            }
             () = tokio::time::sleep_until(staged.deadline.unwrap_or(far)) => {
                 staged.commit(true).await;
                 continue;
@@ -133,9 +165,13 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
         };
         match event {
             None => break,
-            Some(ClientEvent::Connected) => tracing::info!(target: "xds", "connected to {}", settings.discovery),
+            Some(ClientEvent::Connected) => {
+                shared.on_demand.set_connected(true);
+                tracing::info!(target: "xds", "connected to {}", settings.discovery);
+            }
             Some(ClientEvent::Refused { message }) => tracing::warn!(target: "xds", "configuration refused: {message}"),
             Some(ClientEvent::Disconnected { reason }) => {
+                shared.on_demand.set_connected(false);
                 tracing::warn!(target: "xds", "connection to {} ended: {reason}", settings.discovery);
             }
             Some(ClientEvent::Update(update)) => {
@@ -148,6 +184,10 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
                     // In force before it is acknowledged: who waits for the acknowledgement may rely on it.
                     staged.commit(false).await;
                 }
+                fallback = match staged.lacks_lists() {
+                    true => fallback.or_else(|| Some(Instant::now() + SETTLE)),
+                    false => None,
+                };
                 answer.send(result);
             }
         }
@@ -155,12 +195,30 @@ pub async fn subscribe(settings: Arc<Settings>, shared: Arc<Shared>, ready: Read
     client.abort();
 }
 
+/// Ends subscriptions. What does not fit waits for nobody: the stream of then tells of resources that nobody asked for, and they are ignored.
+fn give_up(keys: Vec<Key>, asks: &mpsc::Sender<Ask>) {
+    let mut by_kind: BTreeMap<ResourceType, Vec<String>> = BTreeMap::new();
+    for (kind, name) in keys {
+        by_kind.entry(kind).or_default().push(name);
+    }
+    for (kind, names) in by_kind {
+        if let Err(error) = asks.try_send(Ask::GiveUp(kind, names)) {
+            tracing::warn!(target: "xds", "configuration that is not used stays: {error}");
+        }
+    }
+}
+
 /// The configuration as it is being received.
 pub struct Staged {
     shared: Arc<Shared>,
     snapshot: ProxySnapshot,
     version: u64,
-    seen: [bool; 2],
+    /// Types without which the configuration has not begun.
+    unseen: BTreeSet<ResourceType>,
+    /// What is asked for at first use; `None` where everything is asked for at once.
+    wanted: Option<Wanted>,
+    /// Names that something refers to and that did not come: nothing waits for them again.
+    absent: BTreeSet<String>,
     dirty: bool,
     deadline: Option<Instant>,
     ready: Option<ReadyTask>,
@@ -171,17 +229,58 @@ pub struct Staged {
 
 impl Staged {
     /// Nothing received yet.
-    pub fn new(shared: Arc<Shared>, ready: Option<ReadyTask>, all_sockets: bool) -> Self {
+    pub fn new(shared: Arc<Shared>, ready: Option<ReadyTask>, all_sockets: bool, scope: &Scope) -> Self {
+        let begin: &[ResourceType] = match scope {
+            Scope::All => &[ResourceType::Listener, ResourceType::Cluster],
+            Scope::Listeners => &[ResourceType::Listener],
+            Scope::OnDemand(_) => &[ResourceType::Listener, ResourceType::Destinations],
+        };
         Staged {
             shared,
             snapshot: ProxySnapshot::default(),
             version: 0,
-            seen: [false; 2],
+            unseen: begin.iter().copied().collect(),
+            wanted: matches!(scope, Scope::OnDemand(_)).then(Wanted::default),
+            absent: BTreeSet::new(),
             dirty: false,
             deadline: None,
             ready,
             resolved: Resolved::default(),
             all_sockets,
+        }
+    }
+
+    /// Subscribes to what the data path has met.
+    fn want(&mut self, key: Key, asks: &mpsc::Sender<Ask>) {
+        let Some(wanted) = &mut self.wanted else { return };
+        let Some(gone) = wanted.add(key.clone()) else { return };
+        give_up(gone, asks);
+        let (kind, name) = key.clone();
+        // Full: the control plane is away for long, and the next connection asks again.
+        if asks.try_send(Ask::Want(kind, name)).is_err() {
+            wanted.remove(&key);
+        }
+    }
+
+    /// Gives up what nobody has used for so long.
+    fn expire(&mut self, after: Duration, asks: &mpsc::Sender<Ask>) {
+        if let Some(wanted) = &mut self.wanted
+            && asks.capacity() > ASKS / 2
+        {
+            give_up(wanted.expire(after), asks);
+        }
+    }
+
+    /// Whether there are listeners, and nothing that says what else is served.
+    fn lacks_lists(&self) -> bool {
+        self.unseen.contains(&ResourceType::Destinations) && !self.unseen.contains(&ResourceType::Listener)
+    }
+
+    /// Asks for everything from now on.
+    fn want_everything(&mut self, asks: &mpsc::Sender<Ask>) {
+        if asks.try_send(Ask::Everything).is_ok() {
+            self.wanted = None;
+            self.unseen = BTreeSet::from([ResourceType::Cluster]);
         }
     }
 
@@ -228,6 +327,22 @@ impl Staged {
     pub fn take(&mut self, kind: ResourceType, changes: Vec<Change>) -> Result<(), String> {
         let mut next = self.snapshot.clone();
         let mut secrets = Vec::new();
+        let mut answered = Vec::new();
+        let mut absent = Vec::new();
+        for change in &changes {
+            match change {
+                Change::Upsert(Decoded::Listener(l)) => answered.push((ResourceType::Listener, l.name.clone(), false)),
+                Change::Upsert(Decoded::VirtualHost(name, _)) => {
+                    answered.push((ResourceType::VirtualHosts, name.clone(), false));
+                }
+                Change::Remove(kind, name) => answered.push((*kind, name.clone(), true)),
+                Change::Missing(kind, name) => {
+                    answered.push((*kind, name.clone(), true));
+                    absent.push(name.clone());
+                }
+                Change::Upsert(_) => {}
+            }
+        }
         for change in changes {
             match change {
                 Change::Upsert(Decoded::Cluster(c)) => {
@@ -242,7 +357,13 @@ impl Staged {
                 Change::Upsert(Decoded::Routes(r)) => {
                     next.routes.insert(r.name.clone(), Arc::new(r));
                 }
+                Change::Upsert(Decoded::VirtualHost(name, host)) => {
+                    next.virtual_hosts.insert(name, Arc::new(host));
+                }
                 Change::Upsert(Decoded::Secret(s)) => secrets.push(s),
+                Change::Upsert(Decoded::Destinations(list)) => {
+                    next.destinations.insert(list.name.clone(), Arc::new(list));
+                }
                 Change::Remove(ResourceType::Cluster, name) => {
                     next.clusters.remove(&name);
                 }
@@ -255,19 +376,28 @@ impl Staged {
                 Change::Remove(ResourceType::Routes, name) => {
                     next.routes.remove(&name);
                 }
-                Change::Remove(ResourceType::Secret, _) => {}
+                Change::Remove(ResourceType::VirtualHosts, name) => {
+                    next.virtual_hosts.remove(&name);
+                }
+                Change::Remove(ResourceType::Destinations, name) => {
+                    next.destinations.remove(&name);
+                }
+                Change::Remove(ResourceType::Secret, _) | Change::Missing(..) => {}
             }
         }
         let next = Arc::new(next);
-        Config::compile(next.clone(), self.version + 1, &self.resolved).map_err(|e| e.to_string())?;
+        Config::compile_for(next.clone(), self.version + 1, &self.resolved, self.wanted.as_ref())
+            .map_err(|e| e.to_string())?;
         if !secrets.is_empty() {
             self.shared.secrets.set_named(&secrets).map_err(|e| e.to_string())?;
         }
-        match kind {
-            ResourceType::Cluster => self.seen[0] = true,
-            ResourceType::Listener => self.seen[1] = true,
-            _ => {}
+        if let Some(wanted) = &mut self.wanted {
+            for (kind, name, missing) in answered {
+                wanted.answered(kind, &name, missing);
+            }
         }
+        self.unseen.remove(&kind);
+        self.absent.extend(absent);
         self.snapshot = Arc::unwrap_or_clone(next);
         self.dirty = true;
         Ok(())
@@ -275,11 +405,14 @@ impl Staged {
 
     /// Puts the snapshot in force if it is complete, or if it has waited long enough (`late`).
     pub async fn commit(&mut self, late: bool) {
-        if !self.dirty || self.seen != [true; 2] {
+        if !self.dirty || !self.unseen.is_empty() {
             self.deadline = None;
             return;
         }
-        let dangling = self.snapshot.dangling();
+        let mut dangling = self.snapshot.dangling();
+        self.absent
+            .retain(|name| dangling.iter().any(|(_, missing)| missing == name));
+        dangling.retain(|(_, missing)| !self.absent.contains(missing));
         if !dangling.is_empty() && !late {
             self.deadline.get_or_insert_with(|| Instant::now() + SETTLE);
             return;
@@ -287,10 +420,12 @@ impl Staged {
         for (from, missing) in dangling.iter().take(10) {
             tracing::warn!(target: "xds", "{from} refers to {missing}, which has not arrived");
         }
+        self.absent.extend(dangling.into_iter().map(|(_, missing)| missing));
         self.deadline = None;
         self.dirty = false;
         self.version += 1;
-        match Config::compile(Arc::new(self.snapshot.clone()), self.version, &self.resolved) {
+        let snapshot = Arc::new(self.snapshot.clone());
+        match Config::compile_for(snapshot, self.version, &self.resolved, self.wanted.as_ref()) {
             Ok(config) => self.shared.apply(config),
             Err(error) => {
                 tracing::error!(target: "xds", "configuration {} does not compile: {error}", self.version);

@@ -25,10 +25,10 @@ use super::reply::{self, Reply};
 use super::{custom, forward, headers, jwt, life};
 use crate::connection::{Chosen, Downstream};
 use crate::ext_authz::{self, Change};
-use crate::path;
 use crate::telemetry::flags;
 use crate::telemetry::record::Account;
 use crate::worker::Phase;
+use crate::{on_demand, path};
 
 /// A request on its way through the steps.
 pub struct Exchange {
@@ -213,9 +213,17 @@ async fn steps(
     if let Err(reply) = authorize(exchange, &mut account) {
         return reply::respond(reply, exchange.grpc, &manager.server_name, account);
     }
+    // The one step that may wait for configuration: what comes before does not depend on the destination.
+    let host = match on_demand::virtual_host(exchange).await {
+        Ok(host) => host,
+        Err(reply) => return reply::respond(reply, exchange.grpc, &manager.server_name, account),
+    };
     let chosen = exchange.chosen.clone();
     let routes = chosen.config.routes_of(&chosen.chain);
-    let Some((host, route)) = routes.and_then(|r| r.select(&View::of(exchange))) else {
+    let selected = routes
+        .zip(host)
+        .and_then(|(r, host)| r.select_in(host, &View::of(exchange)));
+    let Some((host, route)) = selected else {
         let reply = Reply::new(StatusCode::NOT_FOUND, "", "route_not_found", flags::NO_ROUTE);
         return reply::respond(reply, exchange.grpc, &manager.server_name, account);
     };

@@ -68,11 +68,15 @@ pub(super) fn routes(settings: &Arc<Settings>, shared: &Arc<Shared>, readiness: 
 }
 
 fn config_dump(shared: &Shared, settings: &Settings) -> Value {
+    let mut snapshot = (*shared.config.load().snapshot).clone();
+    // As requests see them: with the virtual hosts that were asked for.
+    let filled = |(name, table): (&String, _)| (name.clone(), snapshot.filled(table));
+    snapshot.routes = snapshot.routes.iter().map(filled).collect();
     json!(ConfigDump {
         version: ISTIO_VERSION.to_string(),
         node: settings.node_id.clone(),
         metadata: json!(settings.metadata),
-        snapshot: (*shared.config.load().snapshot).clone(),
+        snapshot,
         secrets: secrets(&shared.secrets.load()),
     })
 }

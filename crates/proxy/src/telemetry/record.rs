@@ -674,11 +674,17 @@ impl ConnectionRecord {
         );
     }
 
-    /// A connection without a filter chain.
-    pub fn refused(worker: &Worker, listener: &CompiledListener, facts: &Facts, started: Instant) {
+    /// A connection without a filter chain, or whose listener did not come.
+    pub fn refused(
+        worker: &Worker,
+        listener: &CompiledListener,
+        facts: &Facts,
+        started: Instant,
+        details: &'static str,
+    ) {
         if let Some(file) = &listener.model.access_log {
             let line = Line {
-                details: "filter_chain_not_found",
+                details,
                 ..Line::default()
             };
             write_connection(worker, file, facts, started, line, flags::NO_ROUTE, &[]);

@@ -38,10 +38,10 @@ pub struct Control {
 }
 
 impl Control {
-    pub fn new(ca: Arc<TestCa>, snapshot: &ProxySnapshot, ttl: i64) -> Arc<Control> {
+    pub fn new(ca: Arc<TestCa>, resources: Arc<ResourceSet>, ttl: i64) -> Arc<Control> {
         Arc::new(Control {
             ca,
-            resources: watch::Sender::new(resources(snapshot)),
+            resources: watch::Sender::new(resources),
             ttl,
             issued: AtomicUsize::new(0),
             events: Arc::default(),

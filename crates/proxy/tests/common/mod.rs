@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test program uses its part")]
 
+pub mod agent;
 pub mod control;
 
 use std::collections::BTreeMap;
@@ -186,6 +187,7 @@ pub fn table(name: &str, domains: &[&str], action: RouteAction) -> RouteTable {
             attempt_count: false,
         }],
         ignore_port_in_host: true,
+        on_demand: false,
     }
 }
 
@@ -441,6 +443,7 @@ impl Outbound {
                 .map(|c| (c.name.clone(), Arc::new(c)))
                 .collect(),
             endpoints: BTreeMap::from([(name, Arc::new(endpoints))]),
+            ..ProxySnapshot::default()
         }
     }
 }

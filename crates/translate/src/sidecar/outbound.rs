@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use mantlet_model::cluster::UpstreamProtocol;
+use mantlet_model::destinations::destinations;
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener, TcpManager, Transport};
 use mantlet_model::names::{self, ALPN_PLAIN_HTTP, ClusterName, Direction, OUTBOUND_PORT};
 use mantlet_model::route::{RouteTable, VirtualHost};
@@ -159,6 +160,18 @@ impl Common {
         }
         let capture = virtual_outbound(mesh);
         out.insert(capture.name.clone(), capture);
+        let http: Vec<&Arc<Service>> = world
+            .visible_services(client.namespace)
+            .filter(|service| service.ports.iter().any(|port| port.protocol.may_be_http()))
+            .collect();
+        let served = destinations(
+            out.values(),
+            http.iter().flat_map(|service| service.vips.iter().copied()),
+            http.iter()
+                .filter(|service| service.vips.is_empty() && !service.kubernetes)
+                .map(|service| service.host.clone()),
+        );
+        settle(&mut self.snapshot.destinations, served);
         settle(&mut self.snapshot.listeners, out);
         if changed || self.http != wildcard.http || self.sniffed != wildcard.sniffed {
             self.listing += 1;
@@ -540,6 +553,7 @@ impl<'a> Tables<'a> {
             name: port.to_string(),
             hosts,
             ignore_port_in_host: true,
+            on_demand: false,
         }
     }
 
@@ -549,6 +563,7 @@ impl<'a> Tables<'a> {
             name: single_table_name(service, port),
             hosts: vec![self.host(service, port, vec!["*".into()])],
             ignore_port_in_host: true,
+            on_demand: false,
         }
     }
 }

@@ -82,6 +82,7 @@ fn snapshot(world: &World) -> ProxySnapshot {
             name: format!("r{n}"),
             hosts: vec![],
             ignore_port_in_host: *variant == 1,
+            on_demand: false,
         };
         out.routes.insert(table.name.clone(), Arc::new(table));
     }
@@ -102,9 +103,14 @@ impl Proxy {
                         Decoded::Endpoints(e) => (ResourceType::Endpoints, e.cluster.clone()),
                         Decoded::Listener(l) => (ResourceType::Listener, l.name.clone()),
                         Decoded::Routes(r) => (ResourceType::Routes, r.name.clone()),
+                        Decoded::VirtualHost(name, _) => (ResourceType::VirtualHosts, name.clone()),
                         Decoded::Secret(s) => (ResourceType::Secret, s.name.clone()),
+                        Decoded::Destinations(d) => (ResourceType::Destinations, d.name.clone()),
                     };
                     self.0.insert(key, decoded.clone());
+                }
+                Change::Missing(kind, name) => {
+                    assert!(!self.0.contains_key(&(*kind, name.clone())), "{kind} {name} is there");
                 }
                 Change::Remove(kind, name) => {
                     assert!(

@@ -5,6 +5,7 @@
 pub(crate) mod access_log;
 pub(crate) mod authz;
 pub(crate) mod cluster;
+pub(crate) mod destinations;
 pub(crate) mod endpoint;
 pub(crate) mod ext_authz;
 pub(crate) mod http;

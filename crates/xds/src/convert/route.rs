@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
     Decorator, DirectResponseAction, HeaderMatcher, QueryParameterMatcher, RedirectAction, RetryPolicy,
-    Route as ProtoRoute, RouteAction as ProtoAction, RouteConfiguration, RouteMatch as ProtoMatch,
+    Route as ProtoRoute, RouteAction as ProtoAction, RouteConfiguration, RouteMatch as ProtoMatch, Vhds,
     VirtualHost as ProtoHost, WeightedCluster,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::metadata_matcher::path_segment;
@@ -28,7 +28,8 @@ use mantlet_model::route::{
 use super::authz::{JWT, PAYLOAD, list_value, segments, take_value, text_value};
 use super::strings::{self, Pattern};
 use crate::wire::{
-    At, Result, boolean, done, duration, expect, fault, port, require, take_bool, take_ms, take_uint, uint,
+    At, Result, ads, boolean, done, duration, expect, fault, port, require, take_ads, take_bool, take_ms, take_uint,
+    uint,
 };
 
 /// The weight of the only cluster of a route.
@@ -37,7 +38,8 @@ const WHOLE: u32 = 100;
 pub(crate) fn encode(table: &RouteTable) -> RouteConfiguration {
     RouteConfiguration {
         name: table.name.clone(),
-        virtual_hosts: table.hosts.iter().map(host).collect(),
+        virtual_hosts: table.hosts.iter().map(encode_host).collect(),
+        vhds: table.on_demand.then(|| Vhds { config_source: ads() }),
         ignore_port_in_host_matching: table.ignore_port_in_host,
         // Routes may arrive before the clusters that they name.
         validate_clusters: boolean(false),
@@ -50,7 +52,13 @@ pub(crate) fn decode(mut proto: RouteConfiguration) -> Result<RouteTable> {
         name: std::mem::take(&mut proto.name),
         hosts: Vec::new(),
         ignore_port_in_host: std::mem::take(&mut proto.ignore_port_in_host_matching),
+        on_demand: false,
     };
+    if let Some(mut vhds) = proto.vhds.take() {
+        take_ads(&mut vhds.config_source, "config_source").at("vhds")?;
+        done(vhds).at("vhds")?;
+        table.on_demand = true;
+    }
     expect(
         !take_bool(&mut proto.validate_clusters, false),
         "validate_clusters",
@@ -58,13 +66,13 @@ pub(crate) fn decode(mut proto: RouteConfiguration) -> Result<RouteTable> {
     )?;
     for host in std::mem::take(&mut proto.virtual_hosts) {
         let place = format!("virtual_hosts[{}]", host.name);
-        table.hosts.push(take_host(host).at(&place)?);
+        table.hosts.push(decode_host(host).at(&place)?);
     }
     done(proto)?;
     Ok(table)
 }
 
-fn host(model: &VirtualHost) -> ProtoHost {
+pub(crate) fn encode_host(model: &VirtualHost) -> ProtoHost {
     ProtoHost {
         name: model.name.clone(),
         domains: model.domains.clone(),
@@ -74,7 +82,7 @@ fn host(model: &VirtualHost) -> ProtoHost {
     }
 }
 
-fn take_host(mut proto: ProtoHost) -> Result<VirtualHost> {
+pub(crate) fn decode_host(mut proto: ProtoHost) -> Result<VirtualHost> {
     let mut host = VirtualHost {
         name: std::mem::take(&mut proto.name),
         domains: std::mem::take(&mut proto.domains),

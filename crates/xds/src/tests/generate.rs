@@ -347,10 +347,13 @@ pub(crate) fn route_table() -> impl Strategy<Value = RouteTable> {
             attempt_count,
         },
     );
-    (name(), vec(host, 0..3), any::<bool>()).prop_map(|(name, hosts, ignore_port_in_host)| RouteTable {
-        name,
-        hosts,
-        ignore_port_in_host,
+    (name(), vec(host, 0..3), any::<bool>(), any::<bool>()).prop_map(|(name, hosts, ignore_port_in_host, on_demand)| {
+        RouteTable {
+            name,
+            hosts,
+            ignore_port_in_host,
+            on_demand,
+        }
     })
 }
 

@@ -256,6 +256,7 @@ fn http(authz: Vec<AuthzFilter>, log: &Path) -> HttpManager {
                 attempt_count: false,
             }],
             ignore_port_in_host: false,
+            on_demand: false,
         })),
         normalization: PathNormalization::Base,
         forwarded_client_cert: ForwardedClientCert::AppendForward,
@@ -464,6 +465,7 @@ fn outbound(snapshot: &mut ProxySnapshot, port: u16) {
             attempt_count: true,
         }],
         ignore_port_in_host: true,
+        on_demand: false,
     };
     snapshot.routes.insert(table.name.clone(), Arc::new(table));
 

@@ -160,6 +160,7 @@ fn table(runner: &mut TestRunner, index: usize) -> RouteTable {
         name: format!("t{index}"),
         hosts: hosts.collect(),
         ignore_port_in_host: !index.is_multiple_of(3),
+        on_demand: false,
     }
 }
 

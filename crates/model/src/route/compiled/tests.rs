@@ -58,6 +58,7 @@ fn table(hosts: Vec<VirtualHost>, ignore_port_in_host: bool) -> CompiledRoutes {
         name: "80".into(),
         hosts,
         ignore_port_in_host,
+        on_demand: false,
     }))
 }
 
