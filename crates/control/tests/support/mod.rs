@@ -469,6 +469,7 @@ impl Proxy {
                             set.push(name.clone());
                             self.held.entry(kind).or_default().insert(name, decoded);
                         }
+                        Change::Missing(_, name) => gone.push(name),
                         Change::Remove(kind, name) => {
                             self.held.entry(kind).or_default().remove(&name);
                             gone.push(name);
