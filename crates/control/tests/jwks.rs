@@ -5,6 +5,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use http_body_util::Full;
+use mantlet_control::jwks::guard::Guard;
 use mantlet_identity::jws::{NO_KEYS, key_set_name};
 use mantlet_model::http::JwtProvider;
 use mantlet_model::listener::{Filters, Listener};
@@ -38,6 +39,11 @@ fn authentication(name: &str, rule: Value) -> Value {
 }
 
 async fn web() -> (Cluster, Control, Proxy) {
+    web_guarded(Guard::default().with_loopback()).await
+}
+
+/// With what may be dialled for keys.
+async fn web_guarded(guard: Guard) -> (Cluster, Control, Proxy) {
     let cluster = Cluster::new().await;
     let token = cluster.token("default", "web").await;
     for object in [
@@ -48,7 +54,7 @@ async fn web() -> (Cluster, Control, Proxy) {
     ] {
         cluster.apply(&object).await;
     }
-    let control = cluster.start().await;
+    let control = cluster.start_guarded(cluster.client(), guard).await;
     let dialer = Dialer {
         address: control.running.secure_grpc.into(),
         identity: Some(control.anonymous()),
@@ -171,4 +177,63 @@ async fn without_keys_nothing_verifies_and_the_page_says_why() {
         "{metrics}"
     );
     control.stop().await;
+}
+
+/// GHSA-fgw5-hp8f-xfhc: whoever may write a RequestAuthentication chooses what the control plane dials. Its own machine and the
+/// metadata services of clouds are out of reach, however they are spelt; without the guard the same objects get there.
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_121_key_fetches_do_not_reach_inside() {
+    for guarded in [true, false] {
+        let (inside, _) = issuer("inside").await;
+        let port = inside.address().port();
+        let guard = if guarded {
+            Guard::default()
+        } else {
+            Guard::default().with_loopback()
+        };
+        let (cluster, control, mut proxy) = web_guarded(guard).await;
+        let mut uris: Vec<String> = [
+            "127.0.0.1",
+            "localhost",
+            "127.1",
+            "2130706433",
+            "0x7f.1",
+            "0.0.0.0",
+            "[::ffff:127.0.0.1]",
+            "u:p@127.0.0.1",
+        ]
+        .iter()
+        .map(|host| format!("http://{host}:{port}/keys"))
+        .collect();
+        if guarded {
+            // Not without the guard: a machine of a cloud has these.
+            uris.extend(
+                [
+                    "http://169.254.169.254/latest/meta-data/",
+                    "http://[fe80::a9fe:a9fe]/",
+                    "http://224.0.0.1/",
+                ]
+                .map(Into::into),
+            );
+        }
+        let rules: Vec<Value> = uris
+            .iter()
+            .enumerate()
+            .map(|(n, uri)| json!({"issuer": format!("i{n}"), "jwksUri": uri}))
+            .collect();
+        let object = json!({"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication",
+            "metadata": {"name": "a", "namespace": "default"}, "spec": {"jwtRules": rules}});
+        cluster.apply(&object).await;
+        proxy.until("the policy", |p| held(p).len() == uris.len()).await;
+        let with_keys = held(&proxy).iter().filter(|p| &*p.jwks != NO_KEYS).count();
+        if guarded {
+            assert_eq!((with_keys, inside.requests().len()), (0, 0), "{uris:?}");
+        } else {
+            assert!(
+                with_keys > 0 && !inside.requests().is_empty(),
+                "without the guard they get there"
+            );
+        }
+        control.stop().await;
+    }
 }

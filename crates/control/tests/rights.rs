@@ -51,27 +51,41 @@ fn gateway_objects() -> Vec<Value> {
     ]
 }
 
+async fn may_list_secrets(cluster: &Cluster, namespace: &str, account: &str) {
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "gw-sds", "namespace": namespace},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "watch", "list"]}]});
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "gw-sds", "namespace": namespace},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "gw-sds"}});
+    cluster.apply(&role).await;
+    cluster.apply(&binding).await;
+}
+
 async fn gateway(cluster: &Cluster, control: &Control, account: &str) -> Proxy {
-    let token = cluster.token("istio-system", account).await;
+    gateway_of(cluster, control, "istio-system", account).await
+}
+
+async fn gateway_of(cluster: &Cluster, control: &Control, namespace: &str, account: &str) -> Proxy {
+    let token = cluster.token(namespace, account).await;
     let dialer = Dialer {
         address: control.running.secure_grpc.into(),
         identity: Some(control.anonymous()),
         token: Some(token),
     };
     Proxy::start(
-        node(
-            "router",
-            "gw-1",
-            "istio-system",
-            account,
-            &[("istio", "ingressgateway")],
-        ),
+        node("router", "gw-1", namespace, account, &[("istio", "ingressgateway")]),
         dialer,
     )
 }
 
 fn shop_key(proxy: &Proxy) -> Option<Vec<u8>> {
-    match proxy.held.get(&ResourceType::Secret)?.get("kubernetes://shop")? {
+    key_of(proxy, "kubernetes://shop")
+}
+
+fn key_of(proxy: &Proxy, resource: &str) -> Option<Vec<u8>> {
+    match proxy.held.get(&ResourceType::Secret)?.get(resource)? {
         Decoded::Secret(secret) => match &secret.value {
             SecretValue::KeyPair { key, .. } => Some(key.expose().to_vec()),
             _ => None,
@@ -87,15 +101,7 @@ async fn the_installed_rights_are_enough_for_everything() {
     for object in gateway_objects() {
         cluster.apply(&object).await;
     }
-    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-        "metadata": {"name": "gw-sds", "namespace": "istio-system"},
-        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "watch", "list"]}]});
-    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-        "metadata": {"name": "gw-sds", "namespace": "istio-system"},
-        "subjects": [{"kind": "ServiceAccount", "name": "gw", "namespace": "istio-system"}],
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "gw-sds"}});
-    cluster.apply(&role).await;
-    cluster.apply(&binding).await;
+    may_list_secrets(&cluster, "istio-system", "gw").await;
     let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": "istio-sidecar-injector"},
         "webhooks": [{"name": "x.istio.io", "sideEffects": "None", "admissionReviewVersions": ["v1"],
@@ -222,5 +228,61 @@ async fn a_token_of_another_pod_opens_no_stream() {
     let mut own = Proxy::start(node("sidecar", "web-2", "default", "web", &[]), dialer(token));
     own.until("configuration", |p| p.held.contains_key(&ResourceType::Listener))
         .await;
+    control.stop().await;
+}
+
+/// CVE-2021-34824: what was fetched for one gateway was served to another that named it, whatever the other may read. A second
+/// namespace and a second account name the secret that the control plane holds already; each gets what is its own, or nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_105_secrets_of_others_do_not_come_from_a_cache() {
+    let cluster = Cluster::new().await;
+    for object in gateway_objects() {
+        cluster.apply(&object).await;
+    }
+    may_list_secrets(&cluster, "istio-system", "gw").await;
+    may_list_secrets(&cluster, "foo", "gw").await;
+    // Two servers of a gateway elsewhere: the same short name, and the other namespace's secret in so many words.
+    let servers = [("shop", 443), ("istio-system/shop", 8443)].map(|(secret, port)| {
+        json!({"port": {"number": port, "name": format!("https-{port}"), "protocol": "HTTPS"}, "hosts": [format!("{port}.example.com")],
+            "tls": {"mode": "SIMPLE", "credentialName": secret}})
+    });
+    let foreign = json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
+        "metadata": {"name": "front", "namespace": "foo"},
+        "spec": {"selector": {"istio": "ingressgateway"}, "servers": servers}});
+    cluster.apply(&foreign).await;
+    let control = cluster.start().await;
+
+    let mut owner = gateway_of(&cluster, &control, "istio-system", "gw").await;
+    owner
+        .until("its secret", |p| shop_key(p).as_deref() == Some(b"key of the shop"))
+        .await;
+    let mut stranger = gateway_of(&cluster, &control, "foo", "gw").await;
+    let mut thief = gateway_of(&cluster, &control, "istio-system", "thief").await;
+    let own = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "shop", "namespace": "foo"},
+        "type": "kubernetes.io/tls", "stringData": {"tls.crt": "certificate", "tls.key": "key of foo"}});
+    for proxy in [&mut stranger, &mut thief] {
+        proxy
+            .until("its listener", |p| p.listener("0.0.0.0_443").is_some())
+            .await;
+        assert_eq!(shop_key(proxy), None);
+    }
+    // Its own secret of that name is the first that the stranger ever gets: nothing came before it.
+    cluster.apply(&own).await;
+    stranger.until("a secret", |p| shop_key(p).is_some()).await;
+    assert_eq!(shop_key(&stranger).as_deref(), Some(b"key of foo".as_slice()));
+    assert_eq!(key_of(&stranger, "kubernetes://istio-system/shop"), None);
+    // A push after all that shows that the refusal to the thief is not just slow.
+    let plain = json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
+        "metadata": {"name": "plain", "namespace": "istio-system"},
+        "spec": {"selector": {"istio": "ingressgateway"}, "servers": [{
+            "port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}});
+    cluster.apply(&plain).await;
+    for proxy in [&mut owner, &mut thief] {
+        proxy
+            .until("the plain listener", |p| p.listener("0.0.0.0_8080").is_some())
+            .await;
+    }
+    assert_eq!(shop_key(&thief), None);
+    assert_eq!(shop_key(&owner).as_deref(), Some(b"key of the shop".as_slice()));
     control.stop().await;
 }

@@ -204,6 +204,12 @@ impl Cluster {
 
     /// As [`Cluster::start`], with this client.
     pub async fn start_as(&self, client: Client) -> Control {
+        // Tests' issuers are on this machine.
+        self.start_guarded(client, Guard::default().with_loopback()).await
+    }
+
+    /// As [`Cluster::start_as`], with what may be dialled for keys.
+    pub async fn start_guarded(&self, client: Client, guard: Guard) -> Control {
         let any = "127.0.0.1:0".parse().unwrap();
         let options = Options {
             grpc_addr: any,
@@ -218,9 +224,8 @@ impl Cluster {
             domain: "cluster.local".into(),
             multiple_custom_providers: false,
             keepalive_max_server_connection_age: None,
-            // Tests' issuers are on this machine.
             jwks: JwksOptions {
-                guard: Guard::default().with_loopback(),
+                guard,
                 ..JwksOptions::default()
             },
             log_output_level: "default:info".into(),

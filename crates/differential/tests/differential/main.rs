@@ -11,6 +11,7 @@ mod judge;
 mod launch;
 mod pki;
 mod properties;
+mod threats;
 mod tokens;
 
 use std::path::Path;
