@@ -392,6 +392,8 @@ class Mantlet(Leg):
             "XDS_ROOT_CA": self.path("root.pem"), "CA_ROOT_CA": self.path("root.pem"),
             "MANTLET_MESH_ROOT": self.path("root.pem"), "MANTLET_TOKEN_FILE": self.write(f"mantlet-{pod}.token", pod),
             "ISTIO_META_WORKLOAD_NAME": pod, "ISTIO_METAJSON_LABELS": json.dumps({"app": pod}),
+            # The access log is a file of the benchmark's.
+            "MANTLET_SANDBOX_WRITE": self.work,
         }
         proxy = os.path.join(self.bins, "mantlet-proxy")
         return [proxy, "proxy", "sidecar", "--log_output_level=default:warn"], env

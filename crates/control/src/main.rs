@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use mantlet_control::{options::Options, server};
+use mantlet_net::sandbox::{self, Policy, SandboxError};
+use mantlet_net::seccomp::Filter;
 use mantlet_runtime::{LogOptions, Registry, log, shutdown_signal};
 
 /// How long open streams may take to end.
@@ -40,6 +42,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let confined = match &cli.command {
+        Command::Discovery(_) => confine(),
+        Command::Request { .. } | Command::Version => Ok(()),
+    };
+    if let Err(error) = confined {
+        eprintln!("the process cannot give up its rights ({error}); MANTLET_SANDBOX=off starts it with all of them");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -64,6 +74,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Gives up capabilities, other programs, other processes and what can harm the kernel; before there are threads. Files stay
+/// as users and modes have them: credentials of the API server may be anywhere.
+fn confine() -> Result<(), SandboxError> {
+    if std::env::var("MANTLET_SANDBOX").is_ok_and(|value| value == "off") {
+        return Ok(());
+    }
+    let policy = Policy {
+        filter: Filter::Daemon,
+        files: None,
+    };
+    sandbox::enter(&policy).map(|_| ())
 }
 
 async fn discovery(options: Options) -> anyhow::Result<()> {

@@ -36,7 +36,11 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
-fn thread_count() -> io::Result<usize> {
+/// Threads of this process.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn thread_count() -> io::Result<usize> {
     match std::fs::read_dir("/proc/self/task") {
         Ok(dir) => Ok(dir.count()),
         Err(error) => Err(io::Error::new(

@@ -7,6 +7,7 @@ use mantlet_net::capture;
 use mantlet_runtime::log::{self, LogOptions};
 
 use crate::process;
+use crate::sandbox;
 use crate::settings::{ISTIO_VERSION, Role, Settings};
 
 const USAGE: &str = "usage: mantlet-proxy proxy sidecar|router [flags]
@@ -100,10 +101,6 @@ fn proxy(arguments: &[String]) -> ExitCode {
         levels,
         json: flags.get("--log_as_json") == Some("true"),
     };
-    let log = match log::init(&options) {
-        Ok(log) => log,
-        Err(error) => return fail(error),
-    };
     let env = |name: &str| match (name, flags.get("--eager")) {
         ("MANTLET_EAGER", Some(flag)) => Some(flag.to_string()),
         _ => std::env::var(name).ok(),
@@ -112,6 +109,20 @@ fn proxy(arguments: &[String]) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(error),
     };
+    // Before the log, which is the first thread: rights are given up by threads, and inherited by those they make.
+    let enforced = match sandbox::enter(&settings) {
+        Ok(enforced) => enforced,
+        Err(error) => {
+            return fail(format!(
+                "the process cannot give up its rights ({error}); MANTLET_SANDBOX=off starts it with all of them"
+            ));
+        }
+    };
+    let log = match log::init(&options) {
+        Ok(log) => log,
+        Err(error) => return fail(error),
+    };
+    sandbox::report(enforced);
     match process::run(settings, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error),

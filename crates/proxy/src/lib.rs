@@ -15,6 +15,7 @@ pub mod http;
 pub mod on_demand;
 pub mod path;
 pub mod process;
+pub mod sandbox;
 pub mod secrets;
 pub mod settings;
 pub mod sniff;

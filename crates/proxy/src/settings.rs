@@ -96,6 +96,42 @@ pub struct Settings {
     pub on_demand_idle: Duration,
     /// Extra gRPC metadata for the control plane (`XDS_HEADER_*`, `CA_HEADER_*`).
     pub headers: Vec<(String, String)>,
+    /// What the process gives up at its start.
+    pub sandbox: Sandbox,
+}
+
+/// What the operator says of the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Whether there is one (`MANTLET_SANDBOX`, `off` for debugging).
+    pub on: bool,
+    /// More files and directories to read (`MANTLET_SANDBOX_READ`, separated by colons), such as mounts that
+    /// configuration names in `file-cert:`.
+    pub read: Vec<PathBuf>,
+    /// More directories to write in (`MANTLET_SANDBOX_WRITE`), such as that of an access log in a file.
+    pub write: Vec<PathBuf>,
+}
+
+impl Sandbox {
+    fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Sandbox, SettingError> {
+        let paths = |name: &'static str| {
+            let text = get(name).unwrap_or_default();
+            let paths: Vec<PathBuf> = text.split(':').filter(|p| !p.is_empty()).map(PathBuf::from).collect();
+            match paths.iter().find(|path| !path.is_absolute()) {
+                Some(path) => Err(bad(name, format!("{} is no absolute path", path.display()))),
+                None => Ok(paths),
+            }
+        };
+        Ok(Sandbox {
+            on: match get("MANTLET_SANDBOX").as_deref() {
+                None | Some("on") => true,
+                Some("off") => false,
+                Some(other) => return Err(bad("MANTLET_SANDBOX", format!("{other:?} is neither on nor off"))),
+            },
+            read: paths("MANTLET_SANDBOX_READ")?,
+            write: paths("MANTLET_SANDBOX_WRITE")?,
+        })
+    }
 }
 
 /// Ports of the process's own servers.
@@ -246,6 +282,7 @@ impl Settings {
             eager: eager(env),
             on_demand_idle: seconds("MANTLET_ON_DEMAND_IDLE", Duration::from_secs(600))?,
             headers: Vec::new(),
+            sandbox: Sandbox::from_env(get)?,
         })
     }
 }

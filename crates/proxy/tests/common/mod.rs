@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod control;
+pub mod program;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -242,17 +242,25 @@ fn user_volumes(context: &Context<'_>, parts: &mut Parts) {
             parts.volumes.push(volume);
         }
     }
-    let mounts = parts
+    let mut mounts: Vec<Value> = Vec::new();
+    for (name, mut mount) in entries("sidecar.istio.io/userVolumeMount") {
+        if mount.is_object() {
+            mount["name"] = json!(name);
+            mounts.push(mount);
+        }
+    }
+    if mounts.is_empty() {
+        return;
+    }
+    // The proxy closes all files that it is not told of; these are the user's certificates for it.
+    let paths: Vec<&str> = mounts.iter().filter_map(|m| m["mountPath"].as_str()).collect();
+    parts.proxy_env("MANTLET_SANDBOX_READ", &paths.join(":"));
+    let list = parts
         .proxy
         .as_mut()
         .and_then(|p| p.get_mut("volumeMounts"))
         .and_then(Value::as_array_mut);
-    if let Some(mounts) = mounts {
-        for (name, mut mount) in entries("sidecar.istio.io/userVolumeMount") {
-            if mount.is_object() {
-                mount["name"] = json!(name);
-                mounts.push(mount);
-            }
-        }
+    if let Some(list) = list {
+        list.extend(mounts);
     }
 }
