@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use mantlet_control::{options::Options, server};
+use mantlet_net::memory::Wiping;
 use mantlet_net::sandbox::{self, Policy, SandboxError};
 use mantlet_net::seccomp::Filter;
 use mantlet_runtime::{LogOptions, Registry, log, shutdown_signal};
+
+/// The CA's key and secrets of gateways pass through buffers of many libraries, on all threads.
+#[global_allocator]
+static ALLOCATOR: Wiping<std::alloc::System> = Wiping::always(std::alloc::System);
 
 /// How long open streams may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(5);

@@ -1,6 +1,100 @@
-//! Memory of the process: how the C library's allocator behaves under network load, and which pages of programs stay mapped.
+//! Memory of the process: how the C library's allocator behaves under network load, which pages of programs stay mapped, and
+//! what freed memory still holds.
 //!
-//! Called by the proxy at its start and once it is ready; it knows nothing of what the memory holds.
+//! Called by the proxy at its start and once it is ready, and by servers for their allocator; it knows nothing of what the
+//! memory holds.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
+
+thread_local! {
+    static WIPES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on this thread overwrites what it frees, if the program's allocator is [`Wiping`].
+pub fn wipe_freed() {
+    WIPES.set(true);
+}
+
+/// An allocator that overwrites memory before it is freed. Keys pass through many buffers on their way (of TLS, HTTP/2,
+/// protobuf, PEM) that belong to libraries which do not know what they hold; types that wipe themselves do not reach those.
+///
+/// A proxy wipes on the threads of its agent ([`wipe_freed`]), where keys arrive, and not on those that move bytes of others.
+#[derive(Debug)]
+pub struct Wiping<A> {
+    inner: A,
+    always: bool,
+}
+
+impl<A> Wiping<A> {
+    /// Wipes on threads that have called [`wipe_freed`].
+    pub const fn where_asked(inner: A) -> Self {
+        Wiping { inner, always: false }
+    }
+
+    /// Wipes on all threads.
+    pub const fn always(inner: A) -> Self {
+        Wiping { inner, always: true }
+    }
+
+    fn wipes(&self) -> bool {
+        self.always || WIPES.get()
+    }
+}
+
+/// Overwrites memory that is about to be freed.
+///
+/// # Safety
+/// `start` must be valid for writes of `length` bytes.
+unsafe fn wipe(start: *mut u8, length: usize) {
+    // SAFETY: by this function's contract.
+    unsafe { start.write_bytes(0, length) };
+    // A compiler may leave out writes that nobody reads; this one might read them for all that it knows.
+    std::hint::black_box(start);
+}
+
+// SAFETY: every block comes from and goes to the inner allocator with the layout that the caller gives; in between, only
+// bytes of blocks that the caller gives up are written to.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for Wiping<A> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract of the inner function, which is the same.
+        unsafe { self.inner.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        unsafe { self.inner.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if self.wipes() {
+            // SAFETY: the caller gives up a block of this size.
+            unsafe { wipe(block, layout.size()) };
+        }
+        // SAFETY: as above.
+        unsafe { self.inner.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !self.wipes() {
+            // SAFETY: as above.
+            return unsafe { self.inner.realloc(block, layout, size) };
+        }
+        // The inner allocator would free the former block as it is.
+        // SAFETY: the caller promises a size that is not zero and does not overflow with this alignment.
+        let new = unsafe {
+            self.inner
+                .alloc(Layout::from_size_align_unchecked(size, layout.align()))
+        };
+        if !new.is_null() {
+            // SAFETY: both blocks have at least this many bytes, and they are different ones.
+            unsafe { new.copy_from_nonoverlapping(block, layout.size().min(size)) };
+            // SAFETY: the former block is given up by the caller once this function succeeds.
+            unsafe { self.dealloc(block, layout) };
+        }
+        new
+    }
+}
 
 /// Tells the allocator to keep freed memory for a while. By default glibc hands the top of a heap back at every
 /// opportunity and faults it in again with the next buffer; a proxy that moves bulk data spends a third of its time so.
@@ -74,7 +168,55 @@ impl Code {
 
 #[cfg(test)]
 mod tests {
-    use super::Code;
+    use std::alloc::{GlobalAlloc, Layout, System};
+
+    use super::{Code, Wiping};
+
+    /// Frees into an allocator that shows what it gets.
+    struct Shows;
+
+    thread_local! {
+        static FREED: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+
+    // SAFETY: the system's allocator does the work; blocks are read while they are still the caller's to give.
+    unsafe impl GlobalAlloc for Shows {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            // SAFETY: the caller keeps the contract of the inner function, which is the same.
+            unsafe { System.alloc(layout) }
+        }
+        unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+            // SAFETY: the block has this size and was initialised by the test.
+            let bytes = unsafe { std::slice::from_raw_parts(block, layout.size()) };
+            FREED.with_borrow_mut(|freed| freed.extend_from_slice(bytes));
+            // SAFETY: as above.
+            unsafe { System.dealloc(block, layout) }
+        }
+    }
+
+    fn freed_by(allocator: &Wiping<Shows>) -> Vec<u8> {
+        let layout = Layout::from_size_align(32, 8).unwrap();
+        FREED.take();
+        // SAFETY: one block, written in full, grown once, and freed with the layout that it has then.
+        unsafe {
+            let block = allocator.alloc(layout);
+            block.write_bytes(7, 32);
+            let block = allocator.realloc(block, layout, 64);
+            assert_eq!(std::slice::from_raw_parts(block, 32), [7; 32]);
+            block.write_bytes(7, 64);
+            allocator.dealloc(block, Layout::from_size_align(64, 8).unwrap());
+        }
+        FREED.take()
+    }
+
+    #[test]
+    fn freed_memory_is_empty_where_it_is_asked_for() {
+        assert_eq!(freed_by(&Wiping::always(Shows)), vec![0; 96]);
+        let on_request = Wiping::where_asked(Shows);
+        assert_eq!(freed_by(&on_request), vec![7; 96]);
+        super::wipe_freed();
+        assert_eq!(freed_by(&on_request), vec![0; 96]);
+    }
 
     fn resident(name: &str) -> usize {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -24,7 +24,12 @@ use crate::worker::{DestinationOf, Phase, Shared, Tuning};
 /// When it cannot start.
 pub fn run(settings: Settings, log: LogHandle) -> std::io::Result<()> {
     memory::keep_freed();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // This thread is the agent's: keys come and go here, and on the helpers that read files. Workers start their own runtimes.
+    memory::wipe_freed();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .on_thread_start(memory::wipe_freed)
+        .enable_all()
+        .build()?;
     runtime.block_on(serve(settings, log))
 }
 

@@ -311,7 +311,8 @@ pub struct TlsCache {
 }
 
 impl TlsCache {
-    fn refresh(&mut self, set: &SecretSet) {
+    /// Drops what was made from secrets that are no longer in force.
+    pub(crate) fn refresh(&mut self, set: &SecretSet) {
         if self.generation != set.generation {
             self.generation = set.generation;
             self.servers.clear();

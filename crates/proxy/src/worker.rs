@@ -385,6 +385,8 @@ impl Worker {
                 }
                 _ = secrets.changed() => {
                     secrets.mark_unchanged();
+                    // Configurations hold keys; those of a key that was replaced do not wait for the next handshake.
+                    worker.tls.borrow_mut().refresh(&worker.shared.secrets.load());
                     for (_, cluster) in worker.upstreams.all() {
                         for endpoint in cluster.endpoints() {
                             if endpoint.tls.is_some() {

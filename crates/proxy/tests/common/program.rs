@@ -15,7 +15,7 @@ pub struct Program {
     pub net: NetNs,
     pub process: ChildGuard,
     pub directory: tempfile::TempDir,
-    _server: Option<Server>,
+    server: Option<Server>,
 }
 
 impl Program {
@@ -29,11 +29,7 @@ impl Program {
         if let Some(control) = &control {
             std::fs::write(path("root.pem"), control.ca.root_pem()).unwrap();
         }
-        let server = control.map(|control| {
-            let address = "127.0.0.1:15012".parse().unwrap();
-            let listen = || mantlet_net::sockopt::listen_tcp(address, Default::default()).unwrap();
-            serve_on(control, net.run(listen))
-        });
+        let server = control.map(|control| listen(&net, control));
         let log = std::fs::File::create(path("log")).unwrap();
         let mut command = net.command(env!("CARGO_BIN_EXE_mantlet-proxy"));
         command
@@ -59,7 +55,7 @@ impl Program {
             process: ChildGuard::new(command.spawn().unwrap()),
             net,
             directory,
-            _server: server,
+            server,
         };
         eventually("the status port answers", Duration::from_secs(20), || async {
             match program.net.run(|| std::net::TcpStream::connect("127.0.0.1:15021")) {
@@ -69,6 +65,12 @@ impl Program {
         })
         .await;
         program
+    }
+
+    /// Ends the control plane with all of its streams, and starts it again.
+    pub fn restart_control(&mut self, control: Arc<Control>) {
+        self.server = None;
+        self.server = Some(listen(&self.net, control));
     }
 
     pub fn log(&self) -> String {
@@ -86,4 +88,10 @@ impl Program {
         let line = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("{field} in {text}")).trim().to_string()
     }
+}
+
+fn listen(net: &NetNs, control: Arc<Control>) -> Server {
+    let address = "127.0.0.1:15012".parse().unwrap();
+    let listener = net.run(|| mantlet_net::sockopt::listen_tcp(address, Default::default()).unwrap());
+    serve_on(control, listener)
 }
