@@ -74,10 +74,20 @@ pub(crate) fn write(root: &Path) -> Result<Vec<String>> {
 }
 
 fn split(text: &str) -> Result<(&str, &str, &str)> {
-    let (Some((head, rest)), true) = (text.split_once(BEGIN), text.contains(END)) else {
-        bail!("{DOCUMENT}: the marks {BEGIN} and {END} are needed");
+    between(text, DOCUMENT, BEGIN, END)
+}
+
+/// What stands before, between and after two marks of a document.
+pub(crate) fn between<'a>(
+    text: &'a str,
+    document: &str,
+    begin: &str,
+    end: &str,
+) -> Result<(&'a str, &'a str, &'a str)> {
+    let (Some((head, rest)), true) = (text.split_once(begin), text.contains(end)) else {
+        bail!("{document}: the marks {begin} and {end} are needed");
     };
-    let (table, tail) = rest.split_once(END).context("the end mark comes before the other")?;
+    let (table, tail) = rest.split_once(end).context("the end mark comes before the other")?;
     Ok((head, table, tail))
 }
 

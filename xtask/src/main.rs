@@ -5,6 +5,7 @@
 
 mod bounds;
 mod layers;
+mod threats;
 mod tidy;
 
 use std::path::PathBuf;
@@ -16,13 +17,17 @@ fn main() -> ExitCode {
         Some("layers") => layers::check(&root),
         Some("tidy") => tidy::check(&root).and_then(|mut problems| {
             problems.extend(bounds::check(&root)?);
+            problems.extend(threats::check(&root)?);
             Ok(problems)
         }),
-        Some("bounds") => bounds::write(&root),
+        Some("bounds") => bounds::write(&root).and_then(|problems| {
+            threats::write(&root)?;
+            Ok(problems)
+        }),
         other => {
             eprintln!(
-                "unknown task {other:?}; tasks: layers (allowed dependencies), tidy (module heads, sizes, links, bounds), \
-                 bounds (writes their table)"
+                "unknown task {other:?}; tasks: layers (allowed dependencies), tidy (module heads, sizes, links, bounds, \
+                 attacks), bounds (writes the tables of bounds and attacks)"
             );
             return ExitCode::from(2);
         }
