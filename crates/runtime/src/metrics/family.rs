@@ -8,6 +8,9 @@ use super::Kind;
 
 type LabelValues = Box<[Box<str>]>;
 
+/// Shards of a series that are not worth looking through.
+const FEW_SHARDS: usize = 8;
+
 /// One family; the typed wrappers below share it.
 pub(crate) struct FamilyInner {
     pub(crate) name: String,
@@ -31,6 +34,34 @@ pub(crate) struct Series {
 struct Folded {
     totals: Totals,
     shards: Vec<Arc<Shard>>,
+    /// Shards that were in use when they were last looked through.
+    in_use: usize,
+}
+
+impl Folded {
+    /// Takes a new shard in. The list is looked through whenever it has doubled, so that handles which come and go leave
+    /// nothing behind even where nobody ever scrapes.
+    fn push(&mut self, shard: Arc<Shard>) {
+        if self.shards.len() >= FEW_SHARDS && self.shards.len() >= 2 * self.in_use {
+            self.fold();
+        }
+        self.shards.push(shard);
+    }
+
+    /// Folds shards whose handle is gone into the base. Here and not in the handle's `Drop`, so that a scrape, which holds
+    /// the same lock, never sees a counter go backwards.
+    fn fold(&mut self) {
+        let totals = &mut self.totals;
+        self.shards.retain_mut(|shard| match Arc::get_mut(shard) {
+            // Nobody else has it; its last writer's additions are seen, since `get_mut` synchronises with that drop.
+            Some(shard) => {
+                shard.add_to(totals);
+                false
+            }
+            None => true,
+        });
+        self.in_use = self.shards.len();
+    }
 }
 
 /// The numbers of a series at one moment.
@@ -90,20 +121,12 @@ impl Series {
         self.folded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds all shards up. Shards whose handle is gone are folded into the base here and not in `Drop`, so that a scrape
-    /// never sees a counter go backwards.
+    /// Adds all shards up.
     pub(crate) fn totals(&self) -> Totals {
         let mut folded = self.lock();
-        let Folded { totals, shards } = &mut *folded;
-        shards.retain(|shard| {
-            let in_use = Arc::strong_count(shard) > 1;
-            if !in_use {
-                shard.add_to(totals);
-            }
-            in_use
-        });
-        let mut out = totals.clone();
-        for shard in shards.iter() {
+        folded.fold();
+        let mut out = folded.totals.clone();
+        for shard in &folded.shards {
             shard.add_to(&mut out);
         }
         out
@@ -175,9 +198,15 @@ impl FamilyInner {
         };
         let shard = Arc::new(Shard::new(buckets));
         if let Some(series) = self.series(values) {
-            series.lock().shards.push(shard.clone());
+            series.lock().push(shard.clone());
         }
         shard
+    }
+
+    /// Shards of a series that are kept, whether or not their handles still exist.
+    #[cfg(test)]
+    pub(crate) fn shards(&self, values: &[&str]) -> usize {
+        self.series(values).map_or(0, |series| series.lock().shards.len())
     }
 
     /// The one shard that all handles of a gauge share: a gauge is set, so its shards cannot be added up.

@@ -70,6 +70,21 @@ fn a_scrape_never_sees_a_counter_go_back_while_handles_come_and_go() {
     });
 }
 
+/// A handle per event, as where labels come from the event: nothing of it may stay until somebody scrapes.
+#[test]
+fn handles_that_come_and_go_leave_nothing_behind_without_a_scrape() {
+    let registry = Registry::new();
+    let family = registry.counter("c", "", &[]);
+    let kept: Vec<_> = (0..20).map(|_| family.with(&[])).collect();
+    for _ in 0..10_000 {
+        family.with(&[]).inc();
+    }
+    let shards = family.0.shards(&[]);
+    assert!(shards <= 2 * kept.len(), "{shards} shards for {} handles", kept.len());
+    kept[0].inc();
+    assert_eq!(family.total(&[]), 10_001);
+}
+
 #[test]
 fn gauges_are_shared_and_keep_their_value() {
     let registry = Registry::new();
