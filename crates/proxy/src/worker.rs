@@ -447,6 +447,7 @@ impl Worker {
         let config = self.shared.config.load_full();
         let version = config.version;
         self.upstreams.sync(&config);
+        self.telemetry.series.borrow_mut().clear();
         self.config.replace(Rc::new(config));
         let failed = self.sync_listeners();
         self.notify();

@@ -63,8 +63,7 @@ pub struct Families {
 impl Families {
     /// Registers them.
     pub fn new(registry: &Registry) -> Self {
-        let mut http: Vec<&str> = COMMON.to_vec();
-        http.extend(["response_code", "grpc_response_status", "connection_security_policy"]);
+        let http = http_labels();
         let mut tcp: Vec<&str> = COMMON.to_vec();
         tcp.push("connection_security_policy");
         let counter = |name: &str, help: &str, labels: &[&str]| registry.counter(name, help, labels);
@@ -133,6 +132,13 @@ impl Families {
             received: self.tcp_received.with(labels),
         })
     }
+}
+
+/// Labels of the families about requests, in their order.
+fn http_labels() -> Vec<&'static str> {
+    let mut labels = COMMON.to_vec();
+    labels.extend(["response_code", "grpc_response_status", "connection_security_policy"]);
+    labels
 }
 
 fn trial(registry: &Registry, kind: &str) -> [CounterFamily; 4] {
@@ -233,6 +239,13 @@ impl SeriesTable {
         self.http.insert(key, made.clone());
         made
     }
+
+    /// Starts over. Called at each new configuration: numbers of clusters and endpoints that it has replaced never come
+    /// again, and their handles would stay until the table is full.
+    pub fn clear(&mut self) {
+        self.http.clear();
+        self.last = None;
+    }
 }
 
 /// Numbers for texts. A number is never given to another text, so a table that is started over stays right.
@@ -257,5 +270,43 @@ impl Interner {
         self.last += 1;
         self.known.insert(text.into(), self.last);
         self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each configuration numbers its clusters anew; what was counted under the old numbers stays, its handles do not.
+    #[test]
+    fn a_new_configuration_lets_go_of_the_handles_of_the_old_one() {
+        let registry = Registry::new();
+        let families = Families::new(&registry);
+        let labels = ["x"; 25];
+        let mut table = SeriesTable::default();
+        let mut former = std::rc::Weak::new();
+        for cluster in 1..=100 {
+            table.clear();
+            assert!(former.upgrade().is_none(), "handles of configuration {}", cluster - 1);
+            let key = SeriesKey {
+                source_side: true,
+                peer: 0,
+                principal: 0,
+                cluster,
+                endpoint: cluster,
+                status: 200,
+                grpc: 0,
+                flags: 0,
+                is_grpc: false,
+                mtls: true,
+            };
+            for _ in 0..2 {
+                let series = table.http(key, || families.http(&labels));
+                series.requests.inc();
+                former = Rc::downgrade(&series);
+            }
+        }
+        let family = registry.counter("istio_requests_total", "", &http_labels());
+        assert_eq!(family.total(&labels), 200);
     }
 }

@@ -346,7 +346,7 @@ impl Account {
                 .grpc_status
                 .as_ref()
                 .and_then(|s| s.parse::<u32>().ok())
-                .map_or(0, |n| n + 1),
+                .map_or(0, |n| n.saturating_add(1)),
             flags: self.flags,
             is_grpc: self.grpc,
             mtls: self.downstream.peer.is_some(),
