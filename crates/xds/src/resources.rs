@@ -269,7 +269,7 @@ impl fmt::Debug for Encoded {
 }
 
 /// Finds the resource that was made of a value before, for whichever proxy, so that all who see one value share one
-/// encoding. It keeps nothing alive.
+/// encoding. It keeps no value alive, only the place of what is gone until it is cleared away.
 #[derive(Debug, Default)]
 pub struct Encoder {
     made: HashMap<(usize, Options), Weak<Encoded>>,
@@ -279,7 +279,7 @@ pub struct Encoder {
 
 impl Encoder {
     /// Entries below which nothing is cleared away.
-    const SLACK: usize = 1024;
+    const SLACK: usize = 64;
 
     fn encoded(&mut self, source: Source, options: &Options) -> Arc<Encoded> {
         let key = (source.address(), *options);

@@ -50,7 +50,8 @@ pub struct RedbOptions {
     pub watch_buffer: usize,
     /// Most watchers at a time.
     pub max_watchers: usize,
-    /// redb's page cache, bytes.
+    /// redb's page cache, bytes. It fills up with whatever was read or written last, mostly the log, which hardly anybody reads
+    /// again; the kernel caches the file's pages as well.
     pub cache_bytes: usize,
 }
 
@@ -61,7 +62,7 @@ impl Default for RedbOptions {
             log_bytes: 128 << 20,
             watch_buffer: 4096,
             max_watchers: 4096,
-            cache_bytes: 32 << 20,
+            cache_bytes: 8 << 20,
         }
     }
 }
