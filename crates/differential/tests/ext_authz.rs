@@ -911,7 +911,7 @@ async fn envoy_and_mantlet_do_the_same_with_external_authorizers() {
         let back = decode::listener(&encode::listener(listener, &options)).unwrap();
         *listener = Arc::new(back);
     }
-    let telemetry = Telemetry::new(Registry::new(), PeerLabels::unknown(), "test");
+    let telemetry = Telemetry::new(Registry::new(), PeerLabels::unknown(), "test").expect("a thread");
     let tuning = Tuning {
         workers: 1,
         ..Tuning::default()

@@ -37,7 +37,7 @@ async fn serve(settings: Settings, log: LogHandle) -> std::io::Result<()> {
     let settings = Arc::new(settings);
     let registry = Registry::new();
     mantlet_runtime::metrics::register_process_metrics(&registry);
-    let telemetry = Telemetry::new(registry, settings.local.clone(), &settings.node_id);
+    let telemetry = Telemetry::new(registry, settings.local.clone(), &settings.node_id)?;
     let destination_of: DestinationOf = match settings.role {
         Role::Sidecar => Arc::new(|tcp| mantlet_net::sockopt::original_dst(tcp)),
         Role::Router => Arc::new(TcpStream::local_addr),

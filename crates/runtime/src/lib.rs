@@ -11,6 +11,7 @@ pub mod log;
 pub mod metrics;
 pub mod ready;
 pub mod task;
+pub mod writer;
 
 pub use admin::{Admin, AdminRequest, AdminResponse};
 pub use backoff::Backoff;
@@ -18,3 +19,4 @@ pub use drain::{Drain, DrainWatch, shutdown_signal};
 pub use log::{LogHandle, LogOptions};
 pub use metrics::{Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily, Registry};
 pub use ready::{Readiness, ReadyTask};
+pub use writer::{Work, Writer};

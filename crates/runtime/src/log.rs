@@ -4,8 +4,6 @@
 //! either one of Istio's names (`target: "ads"`, `"ca"`, …) or the crate's name without `mantlet_`.
 
 use std::fmt::{self, Write as _};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +17,8 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::writer::{Work, Writer};
 
 /// Libraries that talk much; they stay at `warn` unless named.
 const NOISY: &[&str] = &[
@@ -109,8 +109,8 @@ impl fmt::Debug for LogHandle {
 /// Installs the process-wide logger, writing to standard output from a thread of its own.
 pub fn init(options: &LogOptions) -> Result<LogHandle, LogError> {
     let (filter, handle) = reload::Layer::new(parse_levels(&options.levels)?);
-    let output = Output::start(std::io::stdout()).map_err(|e| LogError::Thread(e.to_string()))?;
-    let last_lines = LastLines(output.queue.clone());
+    let output = start(std::io::stdout()).map_err(|e| LogError::Thread(e.to_string()))?;
+    let last_lines = LastLines(output.clone());
     let layer = IstioLayer {
         json: options.json,
         output,
@@ -126,67 +126,28 @@ pub fn init(options: &LogOptions) -> Result<LogHandle, LogError> {
     })
 }
 
-enum Message {
-    Line(String),
-    /// Everything before this has been written.
-    Done(SyncSender<()>),
-}
-
 /// The way to the writing thread. Whoever logs never waits: if nobody reads standard output, because the reader is stopped
 /// or its disk is full, the pipe fills, and a worker that wrote into it would stand still with all of its connections.
-struct Output {
-    queue: SyncSender<Message>,
-    dropped: Arc<AtomicU64>,
-}
-
-impl Output {
-    fn start(sink: impl std::io::Write + Send + 'static) -> std::io::Result<Self> {
-        let (queue, messages) = sync_channel(QUEUE);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let counter = dropped.clone();
-        std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || write_lines(sink, &messages, &counter))?;
-        Ok(Self { queue, dropped })
-    }
-
-    fn line(&self, line: String) {
-        if self.queue.try_send(Message::Line(line)).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-fn write_lines(mut sink: impl std::io::Write, messages: &Receiver<Message>, dropped: &AtomicU64) {
-    while let Ok(message) = messages.recv() {
+fn start(mut sink: impl std::io::Write + Send + 'static) -> std::io::Result<Writer<String>> {
+    Writer::start("log", QUEUE, move |work| {
+        let line = match work {
+            Work::Item(line) => line,
+            Work::Lost(lines) => {
+                let time = timestamp(OffsetDateTime::now_utc());
+                format!("{time}\twarn\tlog\t{lines} lines were dropped, since nobody read the log\n")
+            }
+        };
         // A closed standard output is no reason to stop.
-        match message {
-            Message::Line(line) => {
-                let _ = sink.write_all(line.as_bytes());
-            }
-            Message::Done(done) => {
-                let _ = done.send(());
-            }
-        }
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let time = timestamp(OffsetDateTime::now_utc());
-            let _ = sink.write_all(
-                format!("{time}\twarn\tlog\t{lost} lines were dropped, since nobody read the log\n").as_bytes(),
-            );
-        }
-    }
+        let _ = sink.write_all(line.as_bytes());
+    })
 }
 
 /// Writes what waits when the process ends.
-struct LastLines(SyncSender<Message>);
+struct LastLines(Writer<String>);
 
 impl Drop for LastLines {
     fn drop(&mut self) {
-        let (done, written) = sync_channel(1);
-        if self.0.try_send(Message::Done(done)).is_ok() {
-            let _ = written.recv_timeout(LAST_LINES);
-        }
+        self.0.finish(LAST_LINES);
     }
 }
 
@@ -229,13 +190,13 @@ fn parse_levels(text: &str) -> Result<Targets, LogError> {
 /// Formats and writes events.
 struct IstioLayer {
     json: bool,
-    output: Output,
+    output: Writer<String>,
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for IstioLayer {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         self.output
-            .line(format_event(event, OffsetDateTime::now_utc(), self.json));
+            .send(format_event(event, OffsetDateTime::now_utc(), self.json));
     }
 }
 
@@ -398,10 +359,10 @@ mod tests {
     #[test]
     fn a_log_that_nobody_reads_holds_nobody_up() {
         let (read, write) = std::io::pipe().unwrap();
-        let output = Output::start(write).unwrap();
+        let output = start(write).unwrap();
         let lines = 10 * QUEUE;
         for number in 0..lines {
-            output.line(format!("{number} {}\n", "x".repeat(100)));
+            output.send(format!("{number} {}\n", "x".repeat(100)));
         }
         let mut got = 0;
         let mut missed = 0;

@@ -398,7 +398,8 @@ async fn inside(plans: &[Plan], worlds: &[Translated], first: usize, mint: &Arc<
         Registry::new(),
         local,
         "sidecar~10.9.0.1~web.shop~shop.svc.cluster.local",
-    );
+    )
+    .expect("a thread");
     let tuning = Tuning {
         workers: 1,
         ..Tuning::default()

@@ -1,13 +1,16 @@
 //! The access log: Istio's default text format, written by one thread so that no worker waits for a disk or a pipe.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
+
+use mantlet_runtime::{Work, Writer};
 
 /// Batches that may wait for the writer; more are dropped and counted.
 const QUEUE: usize = 256;
@@ -15,11 +18,10 @@ const QUEUE: usize = 256;
 const BATCH: usize = 16 * 1024;
 const DELAY: Duration = Duration::from_millis(50);
 
-enum Message {
-    /// Lines for a file.
-    Batch { path: Arc<str>, bytes: Vec<u8> },
-    /// Everything before this has been written.
-    Done(SyncSender<()>),
+/// Lines for a file.
+struct Batch {
+    path: Arc<str>,
+    bytes: Vec<u8>,
 }
 
 /// Waiting lines by path.
@@ -27,75 +29,63 @@ type Lines = Vec<(Arc<str>, Vec<u8>)>;
 
 /// The writing thread's queue.
 #[derive(Clone)]
-pub struct LogWriter {
-    queue: SyncSender<Message>,
-    dropped: Arc<AtomicU64>,
-}
+pub struct LogWriter(Writer<Batch>);
 
 impl LogWriter {
     /// Starts the thread.
-    pub fn start() -> Self {
-        let (queue, batches) = sync_channel(QUEUE);
-        let spawned = std::thread::Builder::new()
-            .name("access-log".to_string())
-            .spawn(move || write(&batches));
-        if let Err(error) = spawned {
-            tracing::error!(target: "access_log", "no thread for the access log: {error}");
-        }
-        LogWriter {
-            queue,
-            dropped: Arc::default(),
-        }
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn start() -> std::io::Result<Self> {
+        let mut files = HashMap::new();
+        let write = move |work: Work<Batch>| match work {
+            Work::Item(batch) => {
+                if let Err(error) = append(&mut files, &batch) {
+                    tracing::warn!(target: "access_log", "{}: {error}", batch.path);
+                }
+            }
+            Work::Lost(batches) => {
+                tracing::warn!(
+                    target: "access_log",
+                    "{batches} batches of lines were dropped, since they could not be written as fast as they came"
+                );
+            }
+        };
+        Writer::start("access-log", QUEUE, write).map(LogWriter)
     }
 
     /// Batches that found the queue full.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.0.dropped()
     }
 
     /// Waits until everything handed over so far is written, at most `limit`; for the end of the process.
     pub fn finish(&self, limit: Duration) {
-        let (done, written) = sync_channel(1);
-        if self.queue.send(Message::Done(done)).is_ok() {
-            let _ = written.recv_timeout(limit);
-        }
+        self.0.finish(limit);
     }
 
     fn send(&self, path: Arc<str>, bytes: Vec<u8>) {
-        if self.queue.try_send(Message::Batch { path, bytes }).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+        self.0.send(Batch { path, bytes });
     }
 }
 
-fn write(messages: &Receiver<Message>) {
-    let mut files: std::collections::HashMap<Arc<str>, std::fs::File> = std::collections::HashMap::new();
-    while let Ok(message) = messages.recv() {
-        let (path, bytes) = match message {
-            Message::Batch { path, bytes } => (path, bytes),
-            Message::Done(done) => {
-                let _ = done.send(());
-                continue;
-            }
-        };
-        let result = match &*path {
-            "/dev/stdout" => std::io::stdout()
-                .write_all(&bytes)
-                .and_then(|()| std::io::stdout().flush()),
-            "/dev/stderr" => std::io::stderr().write_all(&bytes),
-            other => match files.entry(path.clone()) {
-                std::collections::hash_map::Entry::Occupied(mut file) => file.get_mut().write_all(&bytes),
-                std::collections::hash_map::Entry::Vacant(slot) => {
-                    match std::fs::OpenOptions::new().create(true).append(true).open(other) {
-                        Ok(file) => slot.insert(file).write_all(&bytes),
-                        Err(error) => Err(error),
-                    }
-                }
-            },
-        };
-        if let Err(error) = result {
-            tracing::warn!(target: "access_log", "{path}: {error}");
+/// `files` are those that are open, by path.
+fn append(files: &mut HashMap<Arc<str>, File>, batch: &Batch) -> std::io::Result<()> {
+    let Batch { path, bytes } = batch;
+    match &**path {
+        "/dev/stdout" => {
+            let mut out = std::io::stdout();
+            out.write_all(bytes)?;
+            out.flush()
         }
+        "/dev/stderr" => std::io::stderr().write_all(bytes),
+        other => match files.entry(path.clone()) {
+            Entry::Occupied(mut file) => file.get_mut().write_all(bytes),
+            Entry::Vacant(slot) => {
+                let file = OpenOptions::new().create(true).append(true).open(other)?;
+                slot.insert(file).write_all(bytes)
+            }
+        },
     }
 }
 

@@ -45,16 +45,19 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Telemetry of this workload; `node_id` is the xDS node id.
-    pub fn new(registry: Registry, local: PeerLabels, node_id: &str) -> Self {
-        Telemetry {
+    ///
+    /// # Errors
+    /// When there is no thread for the access log.
+    pub fn new(registry: Registry, local: PeerLabels, node_id: &str) -> std::io::Result<Self> {
+        Ok(Telemetry {
             families: Families::new(&registry),
             denials: Denials::new(&registry),
             plaintext: plaintext::Plaintext::default(),
             local_metadata: exchange::encode(&local, node_id),
             local,
             registry,
-            log: LogWriter::start(),
-        }
+            log: LogWriter::start()?,
+        })
     }
 
     /// Denials, newest last.

@@ -62,7 +62,7 @@ impl Proxy {
             ..PeerLabels::unknown()
         };
         let node = format!("sidecar~127.0.0.1~{workload}.default~default.svc.cluster.local");
-        let telemetry = Telemetry::new(Registry::new(), local, &node);
+        let telemetry = Telemetry::new(Registry::new(), local, &node).expect("a thread");
         let shared = Shared::new(tuning, Arc::new(move |_| Ok(*hook.lock().unwrap())), telemetry);
         shared.start().unwrap();
         Proxy {
