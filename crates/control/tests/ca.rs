@@ -10,8 +10,9 @@ use mantlet_apiserver::Identity;
 use mantlet_control::auth::{KubeTokenReviewer, ReviewError, SystemClock, TokenReviewer};
 use mantlet_control::ca::{Authority, CaOptions, KubeSecrets, SecretError, SecretStore};
 use mantlet_runtime::Registry;
+use mantlet_testkit::eventually;
 use serde_json::json;
-use support::{Cluster, eventually};
+use support::{Cluster, PATIENCE};
 
 const ROOT: &str = "istio-ca-root-cert";
 
@@ -133,7 +134,7 @@ async fn every_namespace_gets_the_root_and_keeps_it() {
         (labelled && map.data.as_ref()?.get("root-cert.pem")? == &pem).then_some(map)
     };
     for namespace in ["default", "istio-system", "foo", "kube-system"] {
-        eventually(&format!("root in {namespace}"), || right(namespace)).await;
+        eventually(&format!("root in {namespace}"), PATIENCE, || right(namespace)).await;
     }
 
     // Edited, stripped of its label, deleted: it comes back, and what others added to it stays.
@@ -144,18 +145,18 @@ async fn every_namespace_gets_the_root_and_keeps_it() {
             .unwrap();
     };
     edit(json!({"data": {"root-cert.pem": "evil", "mine": "1"}})).await;
-    let healed = eventually("edit healed", || right("foo")).await;
+    let healed = eventually("edit healed", PATIENCE, || right("foo")).await;
     assert_eq!(healed.data.unwrap()["mine"], "1");
     edit(json!({"metadata": {"labels": {"istio.io/config": null}}})).await;
-    eventually("label healed", || right("foo")).await;
+    eventually("label healed", PATIENCE, || right("foo")).await;
     let old = maps("foo").get(ROOT).await.unwrap().metadata.uid;
     maps("foo").delete(ROOT, &DeleteParams::default()).await.unwrap();
-    let new = eventually("deletion healed", || right("foo")).await;
+    let new = eventually("deletion healed", PATIENCE, || right("foo")).await;
     assert_ne!(new.metadata.uid, old);
 
     let late: Namespace = serde_json::from_value(json!({"metadata": {"name": "late"}})).unwrap();
     namespaces.create(&PostParams::default(), &late).await.unwrap();
-    eventually("root in a new namespace", || right("late")).await;
+    eventually("root in a new namespace", PATIENCE, || right("late")).await;
     for excluded in ["kube-public", "kube-node-lease", "local-path-storage"] {
         assert!(maps(excluded).get_opt(ROOT).await.unwrap().is_none(), "{excluded}");
     }

@@ -6,9 +6,10 @@ use mantlet_identity::TlsIdentity;
 use mantlet_model::authz::Action;
 use mantlet_model::listener::{Filters, Listener};
 use mantlet_model::names::VIRTUAL_INBOUND;
+use mantlet_testkit::eventually;
 use mantlet_xds::ResourceType;
 use serde_json::{Value, json};
-use support::{Cluster, Control, Dialer, Proxy, Step, eventually, node};
+use support::{Cluster, Control, Dialer, PATIENCE, Proxy, Step, node};
 use tonic::Code;
 
 fn workload(name: &str, namespace: &str, ip: &str, port: u16) -> Vec<Value> {
@@ -205,7 +206,7 @@ async fn a_policy_changes_exactly_the_inbound_listener() {
 
 /// Takes everything until the control plane calls the proxy synced.
 async fn settle(control: &Control, proxy: &mut Proxy) {
-    let end = tokio::time::Instant::now() + support::PATIENCE;
+    let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         let rows = control.syncz().await;
         if rows.len() == 1 && ["cds", "lds", "eds", "rds"].iter().all(|t| rows[0][t] == "SYNCED") {
@@ -228,7 +229,7 @@ async fn a_refusal_shows_in_syncz_and_ends_with_the_next_good_push() {
     proxy.refuse = Some((ResourceType::Listener, "no such filter".into()));
     cluster.apply(&policy("deny", "default", json!({}))).await;
     assert_eq!(proxy.step().await, Step::Refused("no such filter".into()));
-    let row = eventually("ERROR in syncz", || async {
+    let row = eventually("ERROR in syncz", PATIENCE, || async {
         let rows = control.syncz().await;
         (rows[0]["lds"] == "ERROR").then(|| rows[0].clone())
     })
@@ -310,7 +311,7 @@ async fn a_policy_that_is_not_supported_says_so_in_its_status() {
         json!({"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{"to": [{"operation": {"paths": ["/x"]}}]}]}),
     );
     cluster.apply(&custom).await;
-    let message = eventually("a condition", || async {
+    let message = eventually("a condition", PATIENCE, || async {
         let object = cluster.get(&custom).await?;
         let condition = object.pointer("/status/conditions/0")?;
         assert_eq!(
@@ -330,7 +331,7 @@ async fn a_policy_that_is_not_supported_says_so_in_its_status() {
     cluster.apply(&mesh).await;
     let status = |want: &'static str, part: &'static str| {
         let (cluster, custom) = (&cluster, &custom);
-        eventually(part, move || async move {
+        eventually(part, PATIENCE, move || async move {
             let object = cluster.get(custom).await?;
             let condition = object.pointer("/status/conditions/0")?;
             let fits = condition["status"] == want && condition["message"].as_str()?.contains(part);
@@ -348,7 +349,7 @@ async fn a_policy_that_is_not_supported_says_so_in_its_status() {
     let sidecar = json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
         "metadata": {"name": "default", "namespace": "default"}, "spec": {"egress": [{"hosts": ["./*"]}]}});
     cluster.apply(&sidecar).await;
-    eventually("a condition on the Sidecar", || async {
+    eventually("a condition on the Sidecar", PATIENCE, || async {
         let object = cluster.get(&sidecar).await?;
         (object.pointer("/status/conditions/0/status")? == "False").then_some(())
     })
@@ -405,7 +406,7 @@ async fn a_bare_envoy_is_served_state_of_the_world_in_its_own_vocabulary() {
     tx.send(first).await.unwrap();
     let requests = tokio_stream::wrappers::ReceiverStream::new(rx);
     let mut responses = client.stream_aggregated_resources(requests).await.unwrap().into_inner();
-    let response = tokio::time::timeout(support::PATIENCE, responses.message())
+    let response = tokio::time::timeout(PATIENCE, responses.message())
         .await
         .unwrap()
         .unwrap()
@@ -429,7 +430,7 @@ async fn a_bare_envoy_is_served_state_of_the_world_in_its_own_vocabulary() {
     .await
     .unwrap();
     cluster.apply(&policy("deny", "default", json!({}))).await;
-    let next = tokio::time::timeout(support::PATIENCE, responses.message())
+    let next = tokio::time::timeout(PATIENCE, responses.message())
         .await
         .unwrap()
         .unwrap()

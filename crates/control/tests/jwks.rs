@@ -11,8 +11,9 @@ use mantlet_model::http::JwtProvider;
 use mantlet_model::listener::{Filters, Listener};
 use mantlet_model::names::VIRTUAL_INBOUND;
 use mantlet_testkit::EchoServer;
+use mantlet_testkit::eventually;
 use serde_json::{Value, json};
-use support::{Cluster, Control, Dialer, Proxy, eventually, node};
+use support::{Cluster, Control, Dialer, PATIENCE, Proxy, node};
 
 /// An issuer whose answer can be changed.
 async fn issuer(kid: &str) -> (EchoServer, Arc<Mutex<String>>) {
@@ -162,7 +163,7 @@ async fn without_keys_nothing_verifies_and_the_page_says_why() {
     cluster.apply(&authentication("a", rule)).await;
     proxy.until("the policy", |p| !held(p).is_empty()).await;
     assert_eq!(&*held(&proxy)[0].jwks, NO_KEYS);
-    let row = eventually("a row", || async {
+    let row = eventually("a row", PATIENCE, || async {
         let (status, body) = control.get("/debug/jwksz").await;
         assert_eq!(status, 200);
         let rows: Vec<Value> = serde_json::from_str(&body).unwrap();

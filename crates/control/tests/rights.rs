@@ -3,10 +3,11 @@
 mod support;
 
 use mantlet_model::secret::SecretValue;
+use mantlet_testkit::eventually;
 use mantlet_xds::ResourceType;
 use mantlet_xds::client::Decoded;
 use serde_json::{Value, json};
-use support::{Cluster, Control, Dialer, Proxy, Step, eventually, node};
+use support::{Cluster, Control, Dialer, PATIENCE, Proxy, Step, node};
 
 /// The verbs that the installer grants; its golden file is the one list of them.
 const GRANTED: &str = include_str!("../../cli/src/install/goldens/rbac.yaml");
@@ -112,12 +113,12 @@ async fn the_installed_rights_are_enough_for_everything() {
     let control = cluster.start_as(cluster.control_client()).await;
     // Tokens are reviewed, certificates signed, the root is made known, webhooks are patched.
     control.sign(&cluster.token("default", "web").await).await.unwrap();
-    eventually("root ConfigMap", || async {
+    eventually("root ConfigMap", PATIENCE, || async {
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio-ca-root-cert", "namespace": "foo"}});
         cluster.get(&map).await
     })
     .await;
-    eventually("CA bundle", || async {
+    eventually("CA bundle", PATIENCE, || async {
         let current = cluster.get(&webhook).await?;
         current.pointer("/webhooks/0/clientConfig/caBundle").cloned()
     })
@@ -137,7 +138,7 @@ async fn the_installed_rights_are_enough_for_everything() {
         "metadata": {"name": "custom", "namespace": "foo"},
         "spec": {"action": "CUSTOM", "provider": {"name": "p"}, "rules": [{}]}});
     cluster.apply(&custom).await;
-    eventually("status", || async {
+    eventually("status", PATIENCE, || async {
         let current = cluster.get(&custom).await?;
         current.pointer("/status/conditions/0").cloned()
     })

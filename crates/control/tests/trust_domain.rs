@@ -4,8 +4,9 @@
 mod support;
 
 use mantlet_identity::TlsIdentity;
+use mantlet_testkit::eventually;
 use serde_json::json;
-use support::{Cluster, Control, Dialer, Proxy, Step, eventually, node};
+use support::{Cluster, Control, Dialer, PATIENCE, Proxy, Step, node};
 
 async fn identity(control: &Control, token: &str) -> TlsIdentity {
     let (response, key) = control.sign(token).await.unwrap();
@@ -35,7 +36,7 @@ async fn new_certificates_follow_the_mesh_configuration() {
         "trustDomain: new.example\ntrustDomainAliases: [cluster.local]\n",
     )
     .await;
-    eventually("a certificate of the new trust domain", || async {
+    eventually("a certificate of the new trust domain", PATIENCE, || async {
         let now = identity(&control, &token).await.spiffe_id().unwrap();
         (now.as_str() == "spiffe://new.example/ns/default/sa/web").then_some(())
     })
@@ -55,7 +56,7 @@ async fn new_certificates_follow_the_mesh_configuration() {
 
     // Without the alias it does not. What was set is seen when nothing of the former domain is let in any more.
     set(&cluster, "trustDomain: new.example\n").await;
-    eventually("the former trust domain is refused", || {
+    eventually("the former trust domain is refused", PATIENCE, || {
         let mut proxy = stream(old.clone());
         async move { matches!(proxy.step().await, Step::Disconnected(_)).then_some(()) }
     })

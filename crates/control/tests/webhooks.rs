@@ -4,8 +4,9 @@ mod support;
 
 use base64::Engine;
 use mantlet_identity::{CaMaterial, SelfSignedOptions};
+use mantlet_testkit::eventually;
 use serde_json::{Value, json};
-use support::{Cluster, eventually};
+use support::{Cluster, PATIENCE};
 
 fn configurations() -> [Value; 2] {
     let client =
@@ -69,8 +70,11 @@ async fn pods_are_injected_through_the_api_server_and_refused_without_the_contro
     assert!(refused.contains("namespace.sidecar-injector.istio.io"), "{refused}");
 
     let control = cluster.start().await;
-    eventually("the CA bundle", || bundle(&cluster, &mutating)).await;
-    let created = eventually("injection", || async { cluster.try_apply(&pod("web")).await.ok() }).await;
+    eventually("the CA bundle", PATIENCE, || bundle(&cluster, &mutating)).await;
+    let created = eventually("injection", PATIENCE, || async {
+        cluster.try_apply(&pod("web")).await.ok()
+    })
+    .await;
     let created = serde_json::to_value(created).unwrap();
     let containers = created.pointer("/spec/containers").unwrap().as_array().unwrap();
     let names: Vec<&str> = containers.iter().filter_map(|c| c["name"].as_str()).collect();
@@ -86,7 +90,7 @@ async fn the_ca_bundle_is_healed_and_validation_fails_closed() {
     let cluster = prepared().await;
     let control = cluster.start().await;
     let [mutating, validating] = configurations();
-    let written = eventually("the CA bundle", || bundle(&cluster, &mutating)).await;
+    let written = eventually("the CA bundle", PATIENCE, || bundle(&cluster, &mutating)).await;
     let mut damaged = mutating.clone();
     let foreign = CaMaterial::self_signed(
         &SelfSignedOptions::new("somebody else"),
@@ -98,11 +102,11 @@ async fn the_ca_bundle_is_healed_and_validation_fails_closed() {
     assert_ne!(foreign, written);
     damaged["webhooks"][0]["clientConfig"]["caBundle"] = json!(foreign);
     cluster.apply(&damaged).await;
-    eventually("healing", || async {
+    eventually("healing", PATIENCE, || async {
         (bundle(&cluster, &mutating).await? == written).then_some(())
     })
     .await;
-    eventually("failurePolicy Fail", || async {
+    eventually("failurePolicy Fail", PATIENCE, || async {
         let current = cluster.get(&validating).await?;
         (current.pointer("/webhooks/0/failurePolicy")? == "Fail").then_some(())
     })
@@ -115,7 +119,7 @@ async fn bad_policies_are_refused_with_istios_text() {
     let cluster = prepared().await;
     let control = cluster.start().await;
     let [_, validating] = configurations();
-    eventually("the CA bundle", || bundle(&cluster, &validating)).await;
+    eventually("the CA bundle", PATIENCE, || bundle(&cluster, &validating)).await;
     let bad = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "bad", "namespace": "foo"}, "spec": {"action": "DENY"}});
     let refused = cluster.try_apply(&bad).await.unwrap_err().to_string();
