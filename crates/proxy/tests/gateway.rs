@@ -6,14 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use common::*;
-use mantlet_identity::{ClientTlsOptions, ExpectedServer, TlsIdentity};
 use mantlet_model::http::{ForwardedClientCert, RouteSource};
 use mantlet_model::listener::*;
 use mantlet_model::names::Direction;
 use mantlet_model::route::*;
-use mantlet_model::secret::{KeyBytes, Secret, SecretValue};
 use mantlet_model::snapshot::ProxySnapshot;
-use mantlet_model::tls::{ServerTls, TlsVersion};
+use mantlet_model::tls::ServerTls;
 use mantlet_testkit::{EchoServer, TestCa};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -90,32 +88,12 @@ impl Gateway {
                 filters: Filters::Http(Box::new(manager)),
             }
         };
-        let tls = ServerTls {
-            certificate: "kubernetes://shop".into(),
-            trust_bundle: None,
-            client_sans: vec![],
-            require_client_certificate: false,
-            alpn: vec!["h2".into(), "http/1.1".into()],
-            min_version: TlsVersion::V1_2,
-            ciphers: vec![],
-        };
-        for (name, address, chain, inspect) in [
-            ("0.0.0.0_8080", self.http, chain(None), Inspector::Off),
-            ("0.0.0.0_8443", self.https, chain(Some(tls)), Inspector::Except(vec![])),
+        for (name, address, tls) in [
+            ("0.0.0.0_8080", self.http, None),
+            ("0.0.0.0_8443", self.https, Some(edge::host_tls("shop.example.com"))),
         ] {
-            let listener = Listener {
-                name: name.into(),
-                address,
-                bind_to_port: true,
-                use_original_dst: false,
-                direction: Direction::Outbound,
-                chains: vec![chain],
-                default_chain: None,
-                tls_inspector: inspect,
-                http_inspector: Inspector::Off,
-                detection_timeout_ms: 0,
-                access_log: None,
-            };
+            let inspect = tls.is_some();
+            let listener = edge::listener(name, address, Direction::Outbound, inspect, vec![chain(tls)]);
             out.listeners.insert(name.into(), Arc::new(listener));
         }
         out
@@ -133,19 +111,8 @@ async fn a_gateway_routes_by_host_and_brings_its_own_identity() {
     let proxy = Proxy::start("istio-ingressgateway", 2);
     proxy.identity(&mesh.ca, "istio-ingressgateway-service-account");
     let public = TestCa::new("public");
-    let certificate = public.host(&["shop.example.com"]);
-    let (_, chain) = certificate.response.split_last().unwrap();
-    proxy
-        .shared
-        .secrets
-        .set_named(&[Secret {
-            name: "kubernetes://shop".into(),
-            value: SecretValue::KeyPair {
-                chain: chain.concat().into_bytes(),
-                key: KeyBytes::new(certificate.key.to_pem().as_bytes().to_vec()),
-            },
-        }])
-        .unwrap();
+    let secret = edge::host_secret(&public, "shop.example.com");
+    proxy.shared.secrets.set_named(&[secret]).unwrap();
     proxy.apply(gateway.snapshot(&mesh)).await;
 
     let answer = curl(&[
@@ -188,15 +155,7 @@ async fn a_gateway_routes_by_host_and_brings_its_own_identity() {
     );
 
     // HTTPS with the operator's certificate, verified as in a browser.
-    let client = TlsIdentity::anonymous(public.bundle(), mantlet_identity::tls::mesh_provider());
-    let config = client
-        .client(&ClientTlsOptions {
-            expected: ExpectedServer::ServerName,
-            alpn: vec![b"http/1.1".to_vec()],
-            present_certificate: false,
-            min_tls13: false,
-        })
-        .unwrap();
+    let config = edge::browser(&public, "http/1.1");
     for (name, want) in [("shop.example.com", true), ("other.example.com", false)] {
         let tcp = TcpStream::connect(gateway.https).await.unwrap();
         let name = ServerName::try_from(name).unwrap();

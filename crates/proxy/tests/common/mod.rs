@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod control;
+pub mod edge;
 pub mod program;
 
 use std::collections::BTreeMap;

@@ -12,10 +12,8 @@ use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use http::Response;
 use http_body_util::Full;
 use mantlet_model::authz::AuthzFilter;
-use mantlet_model::cluster::Discovery;
-use mantlet_model::endpoint::{Endpoint, Health};
 use mantlet_model::http::{JwtAuthn, RouteSource};
-use mantlet_model::listener::{ChainMatch, FilterChain, Filters, Inspector, Listener};
+use mantlet_model::listener::{ChainMatch, FilterChain, Filters};
 use mantlet_model::names::Direction;
 use mantlet_model::route::RouteTable;
 use mantlet_model::snapshot::ProxySnapshot;
@@ -25,7 +23,7 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::common::{Proxy, cluster, forward_to, http_manager, table};
+use super::common::{Proxy, edge, forward_to, http_manager, table};
 
 /// A request.
 #[derive(Clone, Debug)]
@@ -85,40 +83,20 @@ pub(crate) fn snapshot(
     routes: Option<&RouteTable>,
 ) -> ProxySnapshot {
     let mut out = ProxySnapshot::default();
-    let endpoint = Endpoint {
-        address: app.ip().to_string(),
-        port: app.port(),
-        weight: 1,
-        health: Health::Healthy,
-        mtls: false,
-        mantlet: false,
-        workload: None,
-    };
-    let upstream = cluster("app", Discovery::Static(vec![endpoint]));
+    let upstream = edge::app_cluster("app", app);
     out.clusters.insert("app".into(), Arc::new(upstream));
     for (index, (address, plan)) in addresses.iter().zip(plans).enumerate() {
         let plain = || table("inbound", &["*"], forward_to("app", None));
         let routes = RouteSource::Inline(Box::new(routes.cloned().unwrap_or_else(plain)));
         let mut manager = http_manager(routes, true, authz.clone());
         manager.jwt = plan.clone();
-        let listener = Listener {
-            name: format!("l{index}"),
-            address: *address,
-            bind_to_port: true,
-            use_original_dst: false,
-            direction: Direction::Inbound,
-            chains: vec![FilterChain {
-                name: "http".into(),
-                matches: ChainMatch::default(),
-                tls: None,
-                filters: Filters::Http(Box::new(manager)),
-            }],
-            default_chain: None,
-            tls_inspector: Inspector::Off,
-            http_inspector: Inspector::Off,
-            detection_timeout_ms: 0,
-            access_log: None,
+        let chain = FilterChain {
+            name: "http".into(),
+            matches: ChainMatch::default(),
+            tls: None,
+            filters: Filters::Http(Box::new(manager)),
         };
+        let listener = edge::listener(&format!("l{index}"), *address, Direction::Inbound, false, vec![chain]);
         out.listeners.insert(listener.name.clone(), Arc::new(listener));
     }
     out

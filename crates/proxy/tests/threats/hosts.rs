@@ -8,16 +8,11 @@ use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_filter,
 };
-use mantlet_identity::{ClientTlsOptions, ExpectedServer, TlsIdentity};
 use mantlet_model::authz::{Action, Attribute, Expr, Matcher};
-use mantlet_model::cluster::Discovery;
-use mantlet_model::endpoint::{Endpoint, Health};
 use mantlet_model::http::RouteSource;
 use mantlet_model::listener::*;
 use mantlet_model::names::{Direction, VIRTUAL_INBOUND};
-use mantlet_model::secret::{KeyBytes, Secret, SecretValue};
 use mantlet_model::snapshot::ProxySnapshot;
-use mantlet_model::tls::{ServerTls, TlsVersion};
 use mantlet_testkit::{EchoServer, TestCa};
 use mantlet_xds::{Dialect, Options, decode, encode};
 use prost::Message;
@@ -27,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::common::{Proxy, cluster, forward_to, free_address, http_manager, table};
+use super::common::{Proxy, edge, forward_to, free_address, http_manager, table};
 use super::slow::client_hello;
 use super::wire::*;
 
@@ -178,33 +173,8 @@ async fn reg_16_policies_of_a_newer_control_plane() {
     }
 }
 
-fn app_cluster(app: SocketAddr) -> mantlet_model::cluster::Cluster {
-    let endpoint = Endpoint {
-        address: app.ip().to_string(),
-        port: app.port(),
-        weight: 1,
-        health: Health::Healthy,
-        mtls: false,
-        mantlet: false,
-        workload: None,
-    };
-    cluster("app", Discovery::Static(vec![endpoint]))
-}
-
 fn gateway_listener(address: SocketAddr, chains: Vec<FilterChain>) -> Listener {
-    Listener {
-        name: "0.0.0.0_8443".into(),
-        address,
-        bind_to_port: true,
-        use_original_dst: false,
-        direction: Direction::Outbound,
-        chains,
-        default_chain: None,
-        tls_inspector: Inspector::Except(vec![]),
-        http_inspector: Inspector::Off,
-        detection_timeout_ms: 0,
-        access_log: None,
-    }
+    edge::listener("0.0.0.0_8443", address, Direction::Outbound, true, chains)
 }
 
 /// A gateway with a chain per host, each with its own certificate, and one route table that knows both hosts: the worst case.
@@ -226,15 +196,7 @@ impl Gateway {
         let mut secrets = Vec::new();
         let mut chains = Vec::new();
         for name in hosts {
-            let certificate = ca.host(&[name]);
-            let (_, chain) = certificate.response.split_last().unwrap();
-            secrets.push(Secret {
-                name: format!("kubernetes://{name}"),
-                value: SecretValue::KeyPair {
-                    chain: chain.concat().into_bytes(),
-                    key: KeyBytes::new(certificate.key.to_pem().as_bytes().to_vec()),
-                },
-            });
+            secrets.push(edge::host_secret(&ca, name));
             let routes = RouteSource::Inline(Box::new(table("all", &["*"], forward_to("app", None))));
             let mut manager = http_manager(routes, false, vec![]);
             manager.use_remote_address = true;
@@ -244,15 +206,7 @@ impl Gateway {
                     server_names: vec![name.to_string()],
                     ..ChainMatch::default()
                 },
-                tls: Some(ServerTls {
-                    certificate: format!("kubernetes://{name}"),
-                    trust_bundle: None,
-                    client_sans: vec![],
-                    require_client_certificate: false,
-                    alpn: vec!["h2".into(), "http/1.1".into()],
-                    min_version: TlsVersion::V1_2,
-                    ciphers: vec![],
-                }),
+                tls: Some(edge::host_tls(name)),
                 filters: Filters::Http(Box::new(manager)),
             });
         }
@@ -262,7 +216,7 @@ impl Gateway {
         snapshot.listeners.insert(listener.name.clone(), Arc::new(listener));
         snapshot
             .clusters
-            .insert("app".into(), Arc::new(app_cluster(app.address())));
+            .insert("app".into(), Arc::new(edge::app_cluster("app", app.address())));
         proxy.apply(snapshot).await;
         Gateway {
             app,
@@ -273,15 +227,7 @@ impl Gateway {
     }
 
     pub(crate) async fn connect(&self, name: &str, alpn: &str) -> TlsStream<TcpStream> {
-        let client = TlsIdentity::anonymous(self.ca.bundle(), mantlet_identity::tls::mesh_provider());
-        let config = client
-            .client(&ClientTlsOptions {
-                expected: ExpectedServer::ServerName,
-                alpn: vec![alpn.as_bytes().to_vec()],
-                present_certificate: false,
-                min_tls13: false,
-            })
-            .unwrap();
+        let config = edge::browser(&self.ca, alpn);
         let tcp = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from(name.to_string()).unwrap();
         TlsConnector::from(config).connect(name, tcp).await.unwrap()
@@ -356,7 +302,7 @@ async fn reg_18_passthrough_only_to_exported_hosts() {
     snapshot.listeners.insert(listener.name.clone(), Arc::new(listener));
     snapshot
         .clusters
-        .insert("app".into(), Arc::new(app_cluster(app.address())));
+        .insert("app".into(), Arc::new(edge::app_cluster("app", app.address())));
     proxy.apply(snapshot).await;
     let hello = |name: &'static str| {
         let mut config = rustls::ClientConfig::builder_with_provider(mantlet_identity::tls::mesh_provider())
