@@ -4,10 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use mantlet_identity::{KeyAlgorithm, PrivateKey, SpiffeId, build_csr};
+use anyhow::{Context, Result};
+use mantlet_identity::tls::mesh_provider;
+use mantlet_identity::{
+    KeyAlgorithm, PrivateKey, SpiffeClientVerifier, SpiffeId, TlsIdentity, TrustDomain, TrustDomainRule, build_csr,
+};
 use mantlet_xds::istio_ca::IstioCertificateRequest;
 use mantlet_xds::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use rustls_pki_types::UnixTime;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tonic::Request;
 
 use crate::process;
@@ -18,8 +23,14 @@ const CONNECTIONS: usize = 8;
 /// Requests under way on each.
 const PER_CONNECTION: usize = 8;
 
-/// Certificates in a second, and milliseconds of the control plane's processor time for each.
-pub(crate) async fn run(fleet: &Arc<Fleet>, identities: &[Identity], pid: u32, seconds: f64) -> Result<(f64, f64)> {
+/// Certificates in a second, milliseconds of the control plane's processor time for each, and how many there were in all. The first and
+/// the last one of every client are verified: chain, name and key.
+pub(crate) async fn run(
+    fleet: &Arc<Fleet>,
+    identities: &[Identity],
+    pid: u32,
+    seconds: f64,
+) -> Result<(f64, f64, u64)> {
     let stop = Arc::new(AtomicBool::new(false));
     let signed = Arc::new(AtomicU64::new(0));
     let mut tasks = tokio::task::JoinSet::new();
@@ -33,10 +44,12 @@ pub(crate) async fn run(fleet: &Arc<Fleet>, identities: &[Identity], pid: u32, s
                 identity.namespace,
                 super::objects::ACCOUNT
             );
-            let csr = build_csr(&key, &SpiffeId::parse(&id)?)?;
-            let (stop, signed, channel) = (stop.clone(), signed.clone(), channel.clone());
+            let id = SpiffeId::parse(&id)?;
+            let csr = build_csr(&key, &id)?;
+            let (stop, signed, channel, fleet) = (stop.clone(), signed.clone(), channel.clone(), fleet.clone());
             tasks.spawn(async move {
                 let mut client = IstioCertificateServiceClient::new(channel);
+                let mut last: Option<Vec<String>> = None;
                 while !stop.load(Ordering::Relaxed) {
                     let mut request = Request::new(IstioCertificateRequest {
                         csr: csr.clone(),
@@ -46,10 +59,14 @@ pub(crate) async fn run(fleet: &Arc<Fleet>, identities: &[Identity], pid: u32, s
                     let bearer = format!("Bearer {}", identity.token).parse()?;
                     request.metadata_mut().insert("authorization", bearer);
                     let chain = client.create_certificate(request).await?.into_inner().cert_chain;
-                    anyhow::ensure!(chain.len() >= 2, "a certificate without a root");
                     signed.fetch_add(1, Ordering::Relaxed);
+                    match &last {
+                        None => verify(&fleet, &chain, &key, &id)?,
+                        Some(former) => anyhow::ensure!(*former != chain, "one certificate was given twice"),
+                    }
+                    last = Some(chain);
                 }
-                anyhow::Ok(())
+                verify(&fleet, &last.context("no certificate")?, &key, &id)
             });
         }
     }
@@ -68,5 +85,19 @@ pub(crate) async fn run(fleet: &Arc<Fleet>, identities: &[Identity], pid: u32, s
         done??;
     }
     anyhow::ensure!(count > 0.0, "no certificate was signed");
-    Ok((count / elapsed, cpu * 1e3 / count))
+    Ok((count / elapsed, cpu * 1e3 / count, signed.load(Ordering::Relaxed)))
+}
+
+/// Fails unless a chain ends at the mesh's root and is for this key and identity.
+fn verify(fleet: &Fleet, chain: &[String], key: &PrivateKey, id: &SpiffeId) -> Result<()> {
+    let identity = TlsIdentity::from_csr_response(chain, key, mesh_provider())?;
+    anyhow::ensure!(
+        identity.spiffe_id().as_ref() == Some(id),
+        "a certificate for somebody else"
+    );
+    let rule = TrustDomainRule::one_of([TrustDomain::from_config("cluster.local")?]);
+    let verifier = SpiffeClientVerifier::new(fleet.tls.bundle(), rule, false, &mesh_provider())?;
+    let (leaf, intermediates) = identity.chain().split_first().context("an empty chain")?;
+    verifier.verify_client_cert(leaf, intermediates, UnixTime::now())?;
+    Ok(())
 }

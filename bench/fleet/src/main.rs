@@ -32,6 +32,8 @@ use objects::Plan;
 use report::{Round, percentile};
 use sidecar::{Fleet, Identity, Mode, Seen};
 
+/// How long a sidecar waits before it comes back.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How long anything may take before the run fails.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -133,6 +135,10 @@ struct Cluster {
     dir: tempfile::TempDir,
     client: kube::Client,
     identities: Vec<Identity>,
+    /// Turn of the last policy: what one round has left must not pass for what a later one has written.
+    policies: AtomicUsize,
+    /// The same of endpoints.
+    endpoints: Arc<AtomicUsize>,
     _server: Process,
 }
 
@@ -184,6 +190,8 @@ impl Cluster {
             dir,
             client,
             identities,
+            policies: AtomicUsize::new(0),
+            endpoints: Arc::new(AtomicUsize::new(1)),
             _server: server,
         })
     }
@@ -193,6 +201,7 @@ impl Cluster {
 struct Control {
     process: Process,
     xds: SocketAddr,
+    http: SocketAddr,
     tls: TlsIdentity,
     ready_seconds: f64,
 }
@@ -200,6 +209,38 @@ struct Control {
 impl Control {
     fn pid(&self) -> u32 {
         self.process.0.id()
+    }
+
+    /// Sum of the counters of a name in its metrics.
+    async fn counted(&self, name: &str) -> Result<u64> {
+        let text = get(self.http, "/metrics").await?;
+        let values = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let rest = rest.strip_prefix("_total").unwrap_or(rest);
+            (rest.starts_with('{') || rest.starts_with(' ')).then(|| rest.rsplit(' ').next())?
+        });
+        let mut sum = 0.0;
+        for value in values {
+            sum += value.trim().parse::<f64>()?;
+        }
+        Ok(sum as u64)
+    }
+
+    /// Fails unless the sidecars have got as many responses as the control plane says that it has sent.
+    async fn check_responses(&self, fleet: &Fleet) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (sent, got) = (
+                self.counted("pilot_xds_pushes").await?,
+                fleet.responses.load(Ordering::SeqCst),
+            );
+            if sent == got {
+                return Ok(());
+            }
+            // The last ones may be under way.
+            anyhow::ensure!(Instant::now() < end, "{sent} responses were sent, {got} have come");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn start(program: &Path, cluster: &Cluster) -> Result<Control> {
@@ -257,6 +298,7 @@ impl Control {
         Ok(Control {
             process,
             xds,
+            http,
             tls: TlsIdentity::anonymous(bundle, mesh_provider()),
             ready_seconds,
         })
@@ -272,24 +314,26 @@ fn addresses(log: &str) -> Option<(SocketAddr, SocketAddr)> {
 }
 
 async fn ready(address: SocketAddr) -> bool {
+    get(address, "/ready").await.is_ok()
+}
+
+/// The answer, head and body, of an HTTP server; anything but 200 is an error.
+async fn get(address: SocketAddr, path: &str) -> Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let ask = async {
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        stream
-            .write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            .await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        std::io::Result::Ok(answer)
-    };
-    ask.await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    Ok(answer)
 }
 
 /// All sidecars of a round.
 struct Sidecars {
     fleet: Arc<Fleet>,
     seen: Vec<Arc<Seen>>,
-    tasks: JoinSet<Result<()>>,
+    tasks: JoinSet<()>,
 }
 
 impl Sidecars {
@@ -298,11 +342,14 @@ impl Sidecars {
             let (fleet, identity, seen) = (self.fleet.clone(), identity.clone(), seen.clone());
             seen.synced.store(false, Ordering::SeqCst);
             self.tasks.spawn(async move {
-                let outcome = sidecar::run(fleet, identity, seen, at == 0).await;
-                if let Err(error) = &outcome {
-                    eprintln!("sidecar {at}: {error:#}");
+                loop {
+                    let outcome = sidecar::run(fleet.clone(), identity.clone(), seen.clone(), at == 0).await;
+                    // As a proxy does; the figures say how often.
+                    if fleet.again.fetch_add(1, Ordering::SeqCst) == 0 {
+                        eprintln!("sidecar {at} comes back: {:?}", outcome.err());
+                    }
+                    tokio::time::sleep(AGAIN).await;
                 }
-                outcome
             });
         }
     }
@@ -339,7 +386,6 @@ async fn round(run: &Run, cluster: &Cluster, plan: Plan, sidecars: usize, mode: 
 
     // Policies.
     let own = plan.namespace(0);
-    let mut turn = 0;
     for (namespace, latencies) in [
         (own.as_str(), &mut out.policy_one_ms),
         ("istio-system", &mut out.policy_all_ms),
@@ -351,8 +397,7 @@ async fn round(run: &Run, cluster: &Cluster, plan: Plan, sidecars: usize, mode: 
             .map(|(_, s)| s)
             .collect();
         for write in 0..=run.writes {
-            turn += 1;
-            let before: Vec<u64> = affected.iter().map(|s| s.listeners.load(Ordering::SeqCst)).collect();
+            let turn = cluster.policies.fetch_add(1, Ordering::SeqCst) + 1;
             let object = objects::policy(namespace, turn);
             let began = Instant::now();
             if write == 0 {
@@ -360,12 +405,7 @@ async fn round(run: &Run, cluster: &Cluster, plan: Plan, sidecars: usize, mode: 
             } else {
                 objects::apply(&cluster.client, "authorizationpolicies", &object).await?;
             }
-            let done = || {
-                affected
-                    .iter()
-                    .zip(&before)
-                    .all(|(s, b)| s.listeners.load(Ordering::SeqCst) > *b)
-            };
+            let done = || affected.iter().all(|s| s.policy.load(Ordering::SeqCst) >= turn);
             fleet.until("a policy at all affected proxies", PATIENCE, done).await?;
             if write > 0 {
                 latencies.push(began.elapsed().as_secs_f64() * 1e3);
@@ -379,14 +419,13 @@ async fn round(run: &Run, cluster: &Cluster, plan: Plan, sidecars: usize, mode: 
         Mode::OnDemand => (1..=5).map(|n| n * 7 % plan.services).collect(),
         Mode::Delta | Mode::Sotw => (0..plan.services.min(200)).collect(),
     };
-    let turns = Arc::new(AtomicUsize::new(1));
     let steady = churn::run(
         &cluster.client,
         plan,
         &fleet,
         (services.clone(), 4, run.seconds),
         Some(100.0),
-        &turns,
+        &cluster.endpoints,
     )
     .await?;
     let cpu = process::cpu_seconds(pid)?;
@@ -397,7 +436,7 @@ async fn round(run: &Run, cluster: &Cluster, plan: Plan, sidecars: usize, mode: 
         &fleet,
         (services.clone(), 16, run.seconds),
         None,
-        &turns,
+        &cluster.endpoints,
     )
     .await?;
     out.churn_cpu = (process::cpu_seconds(pid)? - cpu) / began.elapsed().as_secs_f64();
@@ -424,8 +463,16 @@ async fn round(run: &Run, cluster: &Cluster, plan: Plan, sidecars: usize, mode: 
             .await?;
     }
 
+    control.check_responses(&fleet).await?;
+
     // Certificates.
-    (out.csr_per_s, out.csr_cpu_ms) = csr::run(&fleet, identities, pid, run.seconds).await?;
+    let signed;
+    (out.csr_per_s, out.csr_cpu_ms, signed) = csr::run(&fleet, identities, pid, run.seconds).await?;
+    let issued = control.counted("citadel_server_success_cert_issuance_count").await?;
+    anyhow::ensure!(
+        issued == signed,
+        "{issued} certificates were issued, {signed} have come"
+    );
 
     // All drop and come back.
     all.tasks.shutdown().await;
@@ -437,7 +484,9 @@ async fn round(run: &Run, cluster: &Cluster, plan: Plan, sidecars: usize, mode: 
     out.storm_cpu_s = process::cpu_seconds(pid)? - cpu;
     out.storm_peak_mb = process::memory_mb(pid, "VmHWM")?;
     out.rss_end_mb = process::memory_mb(pid, "VmRSS")?;
+    out.again = fleet.again.load(Ordering::SeqCst);
     out.load_average = process::load_average();
+    control.check_responses(&fleet).await?;
     all.tasks.shutdown().await;
     out.policy_one_ms.sort_by(f64::total_cmp);
     anyhow::ensure!(percentile(&out.policy_all_ms, 0.5) > 0.0, "no policy was measured");

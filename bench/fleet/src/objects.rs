@@ -181,9 +181,22 @@ pub(crate) async fn token(client: &Client, namespace: &str, pod: &str) -> Result
     answer.status.and_then(|s| s.token).context("no token in the answer")
 }
 
+/// How paths begin that the policies of [`policy`] name.
+const TURN: &[u8] = b"/turn-";
+
 /// An AuthorizationPolicy whose content is another one for every `turn`.
 pub(crate) fn policy(namespace: &str, turn: usize) -> Value {
     json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "fleet", "namespace": namespace},
         "spec": {"action": "DENY", "rules": [{"to": [{"operation": {"paths": [format!("/turn-{turn}")]}}]}]}})
+}
+
+/// The newest turn of the policies in an encoded listener; 0 for none.
+pub(crate) fn turn_in(listener: &[u8]) -> usize {
+    let places = listener.windows(TURN.len()).enumerate().filter(|(_, w)| *w == TURN);
+    let turns = places.map(|(at, _)| {
+        let digits = listener[at + TURN.len()..].iter().take_while(|b| b.is_ascii_digit());
+        digits.fold(0, |turn, digit| turn * 10 + usize::from(digit - b'0'))
+    });
+    turns.max().unwrap_or_default()
 }

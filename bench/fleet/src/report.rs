@@ -54,6 +54,8 @@ pub(crate) struct Round {
     pub(crate) storm_peak_mb: f64,
     /// Memory at the end.
     pub(crate) rss_end_mb: f64,
+    /// Streams that failed and were opened again.
+    pub(crate) again: u64,
     /// Load average of the machine at the end.
     pub(crate) load_average: f64,
 }
@@ -85,6 +87,7 @@ impl Round {
             storm_cpu_s: 0.0,
             storm_peak_mb: 0.0,
             rss_end_mb: 0.0,
+            again: 0,
             load_average: 0.0,
         }
     }
@@ -150,6 +153,7 @@ impl Round {
             ("  processor time, s", self.storm_cpu_s, "", None),
             ("  peak RSS, MB", self.storm_peak_mb, "", None),
             ("RSS at the end, MB", self.rss_end_mb, "", None),
+            ("streams that failed", self.again as f64, "", None),
         ]
     }
 }

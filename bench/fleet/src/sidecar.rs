@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,12 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Request;
 use tonic::transport::Channel;
 
+use crate::objects;
+
 /// Largest message.
 const MAX_MESSAGE: usize = 256 << 20;
+/// The listener of the inbound side.
+const INBOUND: &str = "virtualInbound";
 /// Name of the control plane in its certificate.
 const SERVER_NAME: &str = "istiod.istio-system.svc";
 
@@ -64,6 +68,10 @@ pub(crate) struct Fleet {
     pub(crate) tls: TlsIdentity,
     /// Variant.
     pub(crate) mode: Mode,
+    /// Streams that failed and were opened again.
+    pub(crate) again: AtomicU64,
+    /// Responses that sidecars have got.
+    pub(crate) responses: AtomicU64,
     /// Told whenever any sidecar has got something.
     pub(crate) progress: watch::Sender<()>,
     /// Told of addresses in endpoints that the probe gets.
@@ -79,6 +87,8 @@ impl Fleet {
             address,
             tls,
             mode,
+            again: AtomicU64::new(0),
+            responses: AtomicU64::new(0),
             progress: watch::Sender::new(()),
             probe: Mutex::default(),
             texts: Mutex::default(),
@@ -142,8 +152,8 @@ pub(crate) struct Seen {
     pub(crate) synced: AtomicBool,
     /// Bytes of responses.
     pub(crate) bytes: AtomicU64,
-    /// Responses with its inbound listener.
-    pub(crate) listeners: AtomicU64,
+    /// Newest turn of the policies in the inbound listener that it has accepted.
+    pub(crate) policy: AtomicUsize,
     /// Names and versions by type, kept over reconnects.
     held: Mutex<HashMap<ResourceType, Held>>,
 }
@@ -241,16 +251,20 @@ impl Stream {
                 ..
             } = response;
             let named = resources.iter().map(|r| (&*r.name, &*r.version));
-            let (mut new, inbound) = self.hold(kind, named, &removed_resources);
-            if kind == ResourceType::Endpoints && self.probe {
-                let values = resources.iter().filter_map(|r| r.resource.as_ref());
-                values.for_each(|any| self.report(&any.value));
-            }
+            let mut new = self.hold(kind, named, &removed_resources);
+            let inbound = resources.iter().find(|r| r.name == INBOUND);
+            let inbound = inbound
+                .and_then(|r| r.resource.as_ref())
+                .map(|any| objects::turn_in(&any.value));
             tx.send(DeltaDiscoveryRequest {
                 type_url,
                 response_nonce: nonce,
                 ..DeltaDiscoveryRequest::default()
             })?;
+            if kind == ResourceType::Endpoints && self.probe {
+                let values = resources.iter().filter_map(|r| r.resource.as_ref());
+                values.for_each(|any| self.report(&any.value));
+            }
             if let Some(next) = next_kind(kind)
                 && self.fleet.mode == Mode::Delta
             {
@@ -270,27 +284,24 @@ impl Stream {
         Ok(())
     }
 
-    /// Remembers what came (names and versions) and what is gone; the names that it refers to, and whether the inbound side is
-    /// among it.
+    /// Remembers what came (names and versions) and what is gone; the names that it refers to.
     fn hold<'a>(
         &self,
         kind: ResourceType,
         named: impl Iterator<Item = (&'a str, &'a str)>,
         removed: &[String],
-    ) -> (BTreeSet<Arc<str>>, bool) {
+    ) -> BTreeSet<Arc<str>> {
         let mut refers: BTreeSet<Arc<str>> = BTreeSet::new();
-        let mut inbound = false;
         let mut held = self.seen.held.lock().unwrap_or_else(PoisonError::into_inner);
         let held = held.entry(kind).or_default();
         for (name, version) in named {
-            inbound |= name == "virtualInbound";
             refers.extend(refers_to(kind, name).map(|n| self.fleet.text(n)));
             held.insert(self.fleet.text(name), self.fleet.text(version));
         }
         for name in removed {
             held.remove(&**name);
         }
-        (refers, inbound)
+        refers
     }
 
     async fn sotw(mut self, mut ads: AggregatedDiscoveryServiceClient<Channel>, identity: &Identity) -> Result<()> {
@@ -320,10 +331,9 @@ impl Stream {
             let names: Result<Vec<Named>, _> = resources.iter().map(|any| Named::decode(&*any.value)).collect();
             let names = names?;
             let named = names.iter().map(|named| (&*named.name, &*version_info));
-            let (new, inbound) = self.hold(kind, named, &[]);
-            if kind == ResourceType::Endpoints && self.probe {
-                resources.iter().for_each(|any| self.report(&any.value));
-            }
+            let new = self.hold(kind, named, &[]);
+            let inbound = names.iter().position(|named| named.name == INBOUND);
+            let inbound = inbound.map(|at| objects::turn_in(&resources[at].value));
             let names =
                 |names: Option<&BTreeSet<Arc<str>>>| names.into_iter().flatten().map(|n| n.to_string()).collect();
             tx.send(DiscoveryRequest {
@@ -334,6 +344,9 @@ impl Stream {
                 ..DiscoveryRequest::default()
             })?;
             last.insert(kind, (version_info, nonce));
+            if kind == ResourceType::Endpoints && self.probe {
+                resources.iter().for_each(|any| self.report(&any.value));
+            }
             if let Some(next) = next_kind(kind)
                 && self.names.get(&next) != Some(&new)
             {
@@ -361,7 +374,7 @@ impl Stream {
                 .iter()
                 .map(|host| self.fleet.text(&format!("outbound|80||{host}")))
                 .collect();
-            let listeners = ["virtualInbound", "virtualOutbound", "0.0.0.0_80"].map(|n| self.fleet.text(n));
+            let listeners = [INBOUND, "virtualOutbound", "0.0.0.0_80"].map(|n| self.fleet.text(n));
             let hosts = identity.calls.iter().map(|host| self.fleet.text(&format!("80/{host}")));
             out.insert(ResourceType::VirtualHosts, hosts.collect());
             out.insert(ResourceType::Routes, [self.fleet.text("80")].into());
@@ -379,12 +392,13 @@ impl Stream {
         out
     }
 
-    /// Accounts for a response that was answered.
-    fn took(&mut self, kind: ResourceType, size: usize, inbound: bool) {
+    /// Accounts for a response that was answered; `inbound`: the turn of the policies in the inbound listener, if it came.
+    fn took(&mut self, kind: ResourceType, size: usize, inbound: Option<usize>) {
         self.answered.insert(kind);
         self.seen.bytes.fetch_add(size as u64, Ordering::Relaxed);
-        if inbound {
-            self.seen.listeners.fetch_add(1, Ordering::SeqCst);
+        self.fleet.responses.fetch_add(1, Ordering::SeqCst);
+        if let Some(turn) = inbound {
+            self.seen.policy.store(turn, Ordering::SeqCst);
         }
         let held = self.seen.held.lock().unwrap_or_else(PoisonError::into_inner);
         let complete = |kind: &ResourceType| {
@@ -467,7 +481,7 @@ fn node(identity: &Identity, mode: Mode) -> Node {
     let labels = LABELS.get_or_init(Struct::default).clone();
     let mut fields = vec![
         ("NAMESPACE", text(&identity.namespace)),
-        ("SERVICE_ACCOUNT", text(super::objects::ACCOUNT)),
+        ("SERVICE_ACCOUNT", text(objects::ACCOUNT)),
         ("CLUSTER_ID", text("Kubernetes")),
         ("ISTIO_VERSION", text("1.28.0")),
         (
