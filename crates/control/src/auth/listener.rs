@@ -22,7 +22,7 @@ use mantlet_runtime::task::{AbortOnDrop, Limit};
 
 /// Time for a whole handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; further connections are closed at once.
+/// Handshakes under way at once; further connections wait in the kernel's queue, none of them longer than these take.
 const MAX_HANDSHAKES: usize = 512;
 
 /// What is known about a connection; an extension of every request on it.
@@ -68,7 +68,8 @@ impl Stream for TlsIncoming {
 
 async fn accept_loop(listener: TcpListener, config: ConfigSource, tx: mpsc::Sender<TlsIo>) {
     let limit = Limit::new(MAX_HANDSHAKES);
-    loop {
+    // When all proxies of a mesh come back together, turning them away would only make them come back once more.
+    while let Some(place) = limit.enter().await {
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -79,7 +80,8 @@ async fn accept_loop(listener: TcpListener, config: ConfigSource, tx: mpsc::Send
         };
         let acceptor = TlsAcceptor::from(config());
         let finished = tx.clone();
-        let spawned = limit.try_spawn(async move {
+        tokio::spawn(async move {
+            let _place = place;
             // Small frames of an interactive protocol.
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
@@ -96,9 +98,6 @@ async fn accept_loop(listener: TcpListener, config: ConfigSource, tx: mpsc::Send
                 Err(_) => tracing::debug!(target: "tls", "handshake with {remote} took too long"),
             }
         });
-        if spawned.is_err() {
-            tracing::warn!(target: "tls", "{remote} refused: {MAX_HANDSHAKES} handshakes are under way");
-        }
         if tx.is_closed() {
             return;
         }
