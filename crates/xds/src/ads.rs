@@ -2,29 +2,35 @@
 //!
 //! Both only move messages between a stream and the state machines of [`crate::server`] and [`crate::client`].
 
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use prost::Message;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::codec::BufferSettings;
 use tonic::metadata::MetadataMap;
+use tonic::server::NamedService;
 use tonic::transport::Channel;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Status, Streaming};
+use tonic_prost::ProstDecoder;
+use tower::Service;
 use tracing::{debug, info, warn};
 
 use crate::Node;
 use crate::client::{Accepted, Change, DeltaClient};
+use crate::frames::{Frames, framed};
 use crate::resources::{ResourceSet, ResourceType};
 use crate::server::{DeltaServer, SotwServer, StreamEvent};
 
@@ -76,10 +82,8 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// The gRPC service of a backend, with message sizes bounded.
-pub fn service<B: Backend>(backend: Arc<B>) -> AggregatedDiscoveryServiceServer<AdsService<B>> {
-    AggregatedDiscoveryServiceServer::new(AdsService { backend })
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE)
+pub fn service<B: Backend>(backend: Arc<B>) -> AdsService<B> {
+    AdsService { backend }
 }
 
 /// Adapter from tonic to the state machines.
@@ -87,12 +91,18 @@ pub struct AdsService<B> {
     backend: Arc<B>,
 }
 
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+impl<B> Clone for AdsService<B> {
+    fn clone(&self) -> Self {
+        AdsService {
+            backend: self.backend.clone(),
+        }
+    }
+}
 
 /// What both protocol variants have in common.
 trait Machine: Send + 'static {
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+    type Request: Message + Default + Send + 'static;
+    type Response: Message;
     fn take_node(request: &mut Self::Request) -> Option<Node>;
     fn on_request(&mut self, request: Self::Request) -> Result<(), Status>;
     fn poll(&mut self, set: &ResourceSet) -> Vec<Self::Response>;
@@ -160,10 +170,13 @@ impl Machine for SotwServer {
 impl<B: Backend> AdsService<B> {
     async fn open<M: Machine>(
         &self,
-        request: Request<Streaming<M::Request>>,
+        request: http::Request<tonic::body::Body>,
         delta: bool,
         machine: impl FnOnce(String) -> M,
-    ) -> Result<Response<Responses<M::Response>>, Status> {
+    ) -> Result<Frames, Status> {
+        let decoder = ProstDecoder::<M::Request>::new(BufferSettings::default());
+        let request =
+            Request::from_http(request.map(|body| Streaming::new_request(decoder, body, None, Some(MAX_MESSAGE))));
         let (metadata, extensions, mut requests) = request.into_parts();
         let mut first = match timeout(FIRST_REQUEST, requests.next()).await {
             Ok(Some(first)) => first?,
@@ -182,7 +195,7 @@ impl<B: Backend> AdsService<B> {
         let machine = machine(session.identifier.clone());
         let (tx, rx) = mpsc::channel(SEND_QUEUE);
         tokio::spawn(pump(machine, first, requests, session, tx));
-        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+        Ok(Frames::new(rx))
     }
 }
 
@@ -192,7 +205,7 @@ async fn pump<M: Machine>(
     first: M::Request,
     mut requests: Streaming<M::Request>,
     mut session: Session,
-    tx: mpsc::Sender<Result<M::Response, Status>>,
+    tx: mpsc::Sender<Result<Bytes, Status>>,
 ) {
     let mut next = Some(first);
     // A place among the streams with heavy responses, and when it is given back at the latest.
@@ -225,7 +238,10 @@ async fn pump<M: Machine>(
         }
         let mut gone = false;
         for response in responses {
-            gone |= tx.send(Ok(response)).await.is_err();
+            let message = framed(&response, MAX_MESSAGE);
+            drop(response);
+            gone |= message.is_err();
+            gone |= tx.send(message).await.is_err();
         }
         if gone {
             break;
@@ -257,23 +273,29 @@ async fn pump<M: Machine>(
     (session.observer)(StreamEvent::Closed);
 }
 
-#[tonic::async_trait]
-impl<B: Backend> AggregatedDiscoveryService for AdsService<B> {
-    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+impl<B> NamedService for AdsService<B> {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
 
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.open(request, false, SotwServer::new).await
+impl<B: Backend> Service<http::Request<tonic::body::Body>> for AdsService<B> {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open(request, true, DeltaServer::new).await
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let opened = match request.uri().path().rsplit('/').next() {
+                Some("DeltaAggregatedResources") => this.open(request, true, DeltaServer::new).await,
+                Some("StreamAggregatedResources") => this.open(request, false, SotwServer::new).await,
+                _ => Err(Status::unimplemented("")),
+            };
+            Ok(opened.map_or_else(Status::into_http, Frames::into_response))
+        })
     }
 }
 

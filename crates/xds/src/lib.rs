@@ -14,6 +14,7 @@ pub mod client;
 mod convert;
 pub mod decode;
 pub mod encode;
+mod frames;
 pub mod istio_ca;
 pub mod istio_proto;
 mod mantlet_proto;
