@@ -27,5 +27,5 @@ pub use endpoint::Endpoints;
 pub use listener::Listener;
 pub use route::RouteTable;
 pub use secret::Secret;
-pub use shared::{SharedMap, SharedSnapshot};
+pub use shared::{Derived, SharedMap, SharedSnapshot};
 pub use snapshot::ProxySnapshot;

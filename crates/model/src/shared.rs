@@ -5,9 +5,10 @@
 //! snapshots in it, `xds` encoded resources, `control` both per proxy. Nothing here knows what the values mean.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Index;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::snapshot::ProxySnapshot;
 use crate::{Cluster, Destinations, Endpoints, Listener, RouteTable, destinations};
@@ -215,6 +216,83 @@ impl<T> SharedMap<T> {
     }
 }
 
+/// Maps made of other maps, value by value, that share as much as these do: what was made of a block, or of a whole map, is
+/// found again as long as anybody holds it. It keeps nothing alive.
+#[derive(Debug)]
+pub struct Derived<T, U> {
+    maps: Memory<Vec<Arc<Block<T>>>, Vec<Arc<Block<U>>>>,
+    blocks: Memory<Block<T>, Block<U>>,
+}
+
+impl<T, U> Default for Derived<T, U> {
+    fn default() -> Self {
+        Derived {
+            maps: Memory::default(),
+            blocks: Memory::default(),
+        }
+    }
+}
+
+impl<T, U> Derived<T, U> {
+    /// The map of what `make` says for each entry. It must give equal values for one name and one value.
+    pub fn of(&mut self, map: &SharedMap<T>, mut make: impl FnMut(&Arc<str>, &Arc<T>) -> Arc<U>) -> SharedMap<U> {
+        let blocks = &mut self.blocks;
+        let made = self.maps.get_or_make(&map.blocks, |all| {
+            let block = |block: &Arc<Block<T>>| {
+                blocks.get_or_make(block, |entries| {
+                    entries
+                        .iter()
+                        .map(|(name, value)| (name.clone(), make(name, value)))
+                        .collect()
+                })
+            };
+            all.iter().map(block).collect()
+        });
+        SharedMap {
+            blocks: made,
+            len: map.len,
+        }
+    }
+}
+
+/// What was made of a value, by the value's place. The weak reference to it keeps the place from being used for another one, and the
+/// value from being changed where it is.
+#[derive(Debug)]
+struct Memory<A, B> {
+    made: HashMap<usize, (Weak<A>, Weak<B>)>,
+    /// Size at which what is gone is cleared away.
+    limit: usize,
+}
+
+impl<A, B> Default for Memory<A, B> {
+    fn default() -> Self {
+        Memory {
+            made: HashMap::new(),
+            limit: 0,
+        }
+    }
+}
+
+impl<A, B> Memory<A, B> {
+    /// Entries below which nothing is cleared away.
+    const SLACK: usize = 256;
+
+    fn get_or_make(&mut self, of: &Arc<A>, make: impl FnOnce(&A) -> B) -> Arc<B> {
+        let place = Arc::as_ptr(of).addr();
+        if let Some(made) = self.made.get(&place).and_then(|(_, made)| made.upgrade()) {
+            return made;
+        }
+        if self.made.len() >= self.limit {
+            self.made
+                .retain(|_, (of, made)| of.strong_count() > 0 && made.strong_count() > 0);
+            self.limit = self.made.len() * 2 + Self::SLACK;
+        }
+        let made = Arc::new(make(of));
+        self.made.insert(place, (Arc::downgrade(of), Arc::downgrade(&made)));
+        made
+    }
+}
+
 /// A place in a map.
 struct Cursor<'a, T> {
     blocks: &'a [Arc<Block<T>>],
@@ -406,6 +484,41 @@ mod tests {
                 prop_assert_eq!(*old == map, found.is_empty());
                 prop_assert_eq!(found, wanted.into_iter().collect::<Vec<_>>());
             }
+        }
+    }
+
+    #[test]
+    fn what_is_made_of_shared_blocks_is_shared() {
+        let one: SharedMap<usize> = (0..1000).map(|n| (format!("n{n:04}"), Arc::new(n))).collect();
+        let mut derived = Derived::default();
+        let mut calls = 0;
+        let mut of = |map: &SharedMap<usize>, calls: &mut usize| {
+            derived.of(map, |_, value| {
+                *calls += 1;
+                Arc::new(format!("{value}"))
+            })
+        };
+        let made = of(&one, &mut calls);
+        assert_eq!((made.len(), calls), (1000, 1000));
+        assert!(
+            one.iter()
+                .zip(made.iter())
+                .all(|((n, v), (m, t))| n == m && v.to_string() == **t)
+        );
+        assert!(of(&one.clone(), &mut calls).is_same(&made));
+
+        let mut two = one.clone();
+        two.insert("n0500", Arc::new(7));
+        calls = 0;
+        let next = of(&two, &mut calls);
+        assert!(calls <= BLOCK, "{calls} calls");
+        assert_eq!(**next.get("n0500").unwrap(), "7");
+        assert_eq!(made.diff(&next).len(), calls);
+
+        // A value that takes the place of one that is gone is not taken for it.
+        for round in 0..100 {
+            let map: SharedMap<usize> = [("x", Arc::new(round))].into_iter().collect();
+            assert_eq!(**of(&map, &mut calls).get("x").unwrap(), round.to_string());
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use mantlet_model::cluster::Discovery;
 use mantlet_model::route::{HostIndex, VirtualHost, VirtualHostName};
 use mantlet_model::{
-    Cluster, Destinations, Endpoints, Listener, ProxySnapshot, RouteTable, Secret, SharedMap, SharedSnapshot,
+    Cluster, Derived, Destinations, Endpoints, Listener, ProxySnapshot, RouteTable, Secret, SharedMap, SharedSnapshot,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -204,9 +204,17 @@ impl Encoded {
         self.version.get_or_init(|| version(&self.source, &self.options))
     }
 
-    /// Whether the two have the same content.
+    /// Whether the two have the same content. Values are compared where both have one: that is far less work than hashing them.
     pub fn is_same(&self, other: &Encoded) -> bool {
-        std::ptr::eq(self, other) || self.version() == other.version()
+        if std::ptr::eq(self, other) {
+            return true;
+        }
+        match (&self.source, &other.source) {
+            (Source::Held | Source::VirtualHost(_), _) | (_, Source::Held | Source::VirtualHost(_)) => {
+                self.version() == other.version()
+            }
+            (own, others) => self.options == other.options && own == others,
+        }
     }
 
     /// Bytes of the resource.
@@ -268,16 +276,34 @@ impl fmt::Debug for Encoded {
     }
 }
 
-/// Finds the resource that was made of a value before, for whichever proxy, so that all who see one value share one
-/// encoding. It keeps no value alive, only the place of what is gone until it is cleared away.
+/// Finds the resources that were made of values before, for whichever proxy, so that all who see one value share one
+/// encoding, and all who see one map share one map of encodings. It keeps no value alive,
+/// only the place of what is gone until it is cleared away.
 #[derive(Debug, Default)]
 pub struct Encoder {
+    made: Made,
+    maps: HashMap<Options, Maps>,
+}
+
+/// Maps of encodings by what they were made of.
+#[derive(Debug, Default)]
+struct Maps {
+    clusters: Derived<Cluster, Encoded>,
+    endpoints: Derived<Endpoints, Encoded>,
+    listeners: Derived<Listener, Encoded>,
+    routes: Derived<RouteTable, Encoded>,
+    destinations: Derived<Destinations, Encoded>,
+}
+
+/// Encodings by what they were made of.
+#[derive(Debug, Default)]
+struct Made {
     made: HashMap<(usize, Options), Weak<Encoded>>,
     /// Size at which what is gone is cleared away.
     limit: usize,
 }
 
-impl Encoder {
+impl Made {
     /// Entries below which nothing is cleared away.
     const SLACK: usize = 64;
 
@@ -291,7 +317,7 @@ impl Encoder {
         }
         if self.made.len() >= self.limit {
             self.made.retain(|_, made| made.strong_count() > 0);
-            self.limit = self.made.len() * 2 + Encoder::SLACK;
+            self.limit = self.made.len() * 2 + Made::SLACK;
         }
         let made = Arc::new(Encoded::new(source, options));
         self.made.insert(key, Arc::downgrade(&made));
@@ -334,54 +360,53 @@ impl ResourceSet {
     ) -> ResourceSet {
         let mut set = self.clone();
         let former = &self.snapshot;
-        let mut put = |kind, changes: Vec<(&Arc<str>, Option<Source>)>| {
-            let map: &mut SharedMap<Encoded> = &mut set.types[kind as usize];
-            for (name, source) in changes {
-                match source {
-                    None => drop(map.remove(name)),
-                    Some(source) if map.get(name).is_some_and(|known| known.source == source) => {}
-                    Some(source) => drop(map.insert(name.clone(), encoder.encoded(source, options))),
-                }
-            }
+        let Encoder { made, maps } = encoder;
+        let maps = maps.entry(*options).or_default();
+        let mut make = |former: &SharedMap<Encoded>, name: &str, source: Source| match former.get(name) {
+            Some(known) if known.source == source => known.clone(),
+            _ => made.encoded(source, options),
         };
-        fn changes<'a, T>(
-            former: &'a SharedMap<T>,
-            next: &'a SharedMap<T>,
-            source: fn(Arc<T>) -> Source,
-        ) -> Vec<(&'a Arc<str>, Option<Source>)> {
-            let changes = former.diff(next).into_iter();
-            changes.map(|(n, _, after)| (n, after.cloned().map(source))).collect()
-        }
-        put(
-            ResourceType::Cluster,
-            changes(&former.clusters, &snapshot.clusters, Source::Cluster),
-        );
-        put(
-            ResourceType::Endpoints,
-            changes(&former.endpoints, &snapshot.endpoints, Source::Endpoints),
-        );
-        put(
-            ResourceType::Listener,
-            changes(&former.listeners, &snapshot.listeners, Source::Listener),
-        );
-        let table = if options.on_demand {
+        let table: fn(Arc<RouteTable>) -> Source = if options.on_demand {
             Source::asked_by_name
         } else {
             Source::Routes
         };
-        put(ResourceType::Routes, changes(&former.routes, &snapshot.routes, table));
-        put(
-            ResourceType::Destinations,
-            changes(&former.destinations, &snapshot.destinations, Source::Destinations),
-        );
-        let secrets: SharedMap<Secret> = secrets
-            .into_iter()
-            .map(|s| (Arc::<str>::from(s.name.as_str()), s))
-            .collect();
-        let gone = self.types[ResourceType::Secret as usize].keys();
-        let gone = gone.filter(|name| !secrets.contains_key(name)).map(|name| (name, None));
-        let given = secrets.iter().map(|(n, s)| (n, Some(Source::Secret(s.clone()))));
-        put(ResourceType::Secret, gone.chain(given).collect());
+        let [clusters, endpoints, listeners, routes, _, given, destinations] = &mut set.types;
+        if !former.clusters.is_same(&snapshot.clusters) {
+            let known = clusters.clone();
+            *clusters = maps.clusters.of(&snapshot.clusters, |name, value| {
+                make(&known, name, Source::Cluster(value.clone()))
+            });
+        }
+        if !former.endpoints.is_same(&snapshot.endpoints) {
+            let known = endpoints.clone();
+            *endpoints = maps.endpoints.of(&snapshot.endpoints, |name, value| {
+                make(&known, name, Source::Endpoints(value.clone()))
+            });
+        }
+        if !former.listeners.is_same(&snapshot.listeners) {
+            let known = listeners.clone();
+            *listeners = maps.listeners.of(&snapshot.listeners, |name, value| {
+                make(&known, name, Source::Listener(value.clone()))
+            });
+        }
+        if !former.routes.is_same(&snapshot.routes) {
+            let known = routes.clone();
+            *routes = maps
+                .routes
+                .of(&snapshot.routes, |name, value| make(&known, name, table(value.clone())));
+        }
+        if !former.destinations.is_same(&snapshot.destinations) {
+            let known = destinations.clone();
+            *destinations = maps.destinations.of(&snapshot.destinations, |name, value| {
+                make(&known, name, Source::Destinations(value.clone()))
+            });
+        }
+        let known = std::mem::take(given);
+        for secret in secrets {
+            let encoded = make(&known, &secret.name, Source::Secret(secret.clone()));
+            given.insert(secret.name.as_str(), encoded);
+        }
         set.snapshot = snapshot.clone();
         set
     }
@@ -439,7 +464,10 @@ impl ResourceSet {
     #[cfg(test)]
     pub(crate) fn put_raw(&mut self, kind: ResourceType, name: &str, version: &str) {
         let encoded = Encoded {
-            source: Source::Endpoints(Arc::default()),
+            source: Source::Endpoints(Arc::new(Endpoints {
+                cluster: version.to_string(),
+                ..Endpoints::default()
+            })),
             options: Options::default(),
             version: OnceLock::from(version.to_string()),
             bytes: OnceLock::from(version.as_bytes().to_vec().into_boxed_slice()),
