@@ -502,15 +502,36 @@ impl DeltaServer {
 
 #[derive(Debug, Default)]
 struct SotwType {
-    names: BTreeSet<String>,
+    names: BTreeSet<Arc<str>>,
     wildcard: bool,
+    /// Whether `seen` holds all that the peer asks for, and nothing else.
+    whole: bool,
     /// What the last response held.
     sent: Option<SharedMap<Encoded>>,
     /// The resources that were looked at last; the same ones need nothing.
     seen: Option<SharedMap<Encoded>>,
     nonce: String,
     waiting: bool,
+    /// Whether the last answer was a refusal: nothing of that response counts as held.
+    refused: bool,
     must_answer: bool,
+}
+
+impl SotwType {
+    /// Takes note of the resources that there are now.
+    fn look(&mut self, map: &SharedMap<Encoded>) {
+        let former = self.seen.replace(map.clone());
+        let same_names =
+            former.is_some_and(|former| former.diff(map).iter().all(|(_, a, b)| a.is_some() && b.is_some()));
+        if same_names {
+            return;
+        }
+        let all = map.len() == self.names.len() && map.keys().zip(&self.names).all(|(a, b)| a == b);
+        self.whole = self.wildcard || all;
+        // One text for all who ask for the name.
+        let shared = |name: &Arc<str>| map.entry(name).map_or(name, |(shared, _)| shared).clone();
+        self.names = self.names.iter().map(shared).collect();
+    }
 }
 
 /// State-of-the-world xDS, server's side.
@@ -557,6 +578,7 @@ impl SotwServer {
         if !first && !request.response_nonce.is_empty() && state.waiting {
             state.waiting = false;
             let nonce = request.response_nonce.clone();
+            state.refused = request.error_detail.is_some();
             self.events.push(match request.error_detail {
                 Some(detail) => {
                     let mut message = detail.message;
@@ -566,7 +588,12 @@ impl SotwServer {
                 None => StreamEvent::Acked { kind, nonce },
             });
         }
-        let names: BTreeSet<String> = request.resource_names.into_iter().collect();
+        // Every answer repeats all names, nearly always in the same order.
+        let told = || request.resource_names.iter().map(String::as_str);
+        if !first && told().eq(state.names.iter().map(|name| &**name)) {
+            return Ok(());
+        }
+        let names: BTreeSet<Arc<str>> = request.resource_names.into_iter().map(Arc::from).collect();
         let wildcard = names.contains("*") || (kind.is_wildcard() && names.is_empty());
         if names != state.names || wildcard != state.wildcard {
             // A wider subscription is answered even when the new names do not exist; a narrower one is not.
@@ -621,13 +648,14 @@ impl SotwServer {
             if !state.must_answer && state.seen.as_ref().is_some_and(|seen| seen.is_same(map)) {
                 continue;
             }
-            state.seen = Some(map.clone());
-            let chosen = if state.wildcard {
+            state.look(map);
+            let chosen = if state.whole {
                 map.clone()
             } else {
                 let found = state.names.iter().filter_map(|name| map.entry(name));
                 found.map(|(name, encoded)| (name.clone(), encoded.clone())).collect()
             };
+            let mut changed = None;
             if let Some(sent) = &state.sent
                 && !state.must_answer
             {
@@ -640,16 +668,23 @@ impl SotwServer {
                 let silent = |a: Option<&Arc<Encoded>>, b: Option<&Arc<Encoded>>| {
                     is_same(a, b) || (b.is_none() && !kind.is_wildcard())
                 };
-                if sent.diff(&chosen).into_iter().all(|(_, a, b)| silent(a, b)) {
+                let mut differences = sent.diff(&chosen);
+                differences.retain(|(_, a, b)| !silent(*a, *b));
+                if differences.is_empty() {
                     state.sent = Some(chosen);
                     continue;
+                }
+                // What is not in the answer stays as it is at the peer, so that one service's endpoints do not cost all of them.
+                if !kind.is_wildcard() && !state.refused {
+                    changed = Some(differences.into_iter().filter_map(|(_, _, b)| b.cloned()).collect());
                 }
             }
             state.must_answer = false;
             self.next_nonce += 1;
             state.nonce = self.next_nonce.to_string();
             state.waiting = true;
-            let resources: Vec<_> = chosen.values().map(|e| e.any(kind)).collect();
+            let sending: Vec<Arc<Encoded>> = changed.unwrap_or_else(|| chosen.values().cloned().collect());
+            let resources: Vec<_> = sending.iter().map(|e| e.any(kind)).collect();
             state.sent = Some(chosen);
             // Envoy warms changed clusters and waits for their endpoints, even if those are the same.
             if kind == ResourceType::Cluster

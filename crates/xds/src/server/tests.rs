@@ -274,6 +274,47 @@ fn too_many_names_end_the_stream() {
 }
 
 #[test]
+fn state_of_the_world_sends_only_changed_endpoints() {
+    let request = |names: &[&str], nonce: &str| DiscoveryRequest {
+        type_url: Endpoints.url().into(),
+        resource_names: names.iter().map(|n| n.to_string()).collect(),
+        response_nonce: nonce.into(),
+        ..DiscoveryRequest::default()
+    };
+    let names = ["a", "b", "c"];
+    let mut server = SotwServer::new("id");
+    server.on_request(request(&names, "")).unwrap();
+    let of = |b: &str| set(&[(Endpoints, "a", "1"), (Endpoints, "b", b), (Endpoints, "c", "1")]);
+    let first = server.poll(&of("1"));
+    assert_eq!(first[0].resources.len(), 3);
+    server.on_request(request(&names, &first[0].nonce)).unwrap();
+    let second = server.poll(&of("2"));
+    let [only] = second[0].resources.as_slice() else {
+        panic!("{second:?}")
+    };
+    assert_eq!(only.value, b"2");
+
+    // Of a response that was refused nothing counts as held, so the next one has all.
+    let mut refusal = request(&names, &second[0].nonce);
+    refusal.error_detail = Some(Status::default());
+    server.on_request(refusal).unwrap();
+    let third = server.poll(&of("3"));
+    assert_eq!(third[0].resources.len(), 3);
+    server.on_request(request(&names, &third[0].nonce)).unwrap();
+
+    // What comes back after it was gone is sent.
+    assert!(
+        server
+            .poll(&set(&[(Endpoints, "a", "1"), (Endpoints, "c", "1")]))
+            .is_empty()
+    );
+    let back = server.poll(&of("3"));
+    assert_eq!(back[0].resources.len(), 1);
+    server.on_request(request(&names[..1], &back[0].nonce)).unwrap();
+    assert!(server.poll(&of("4")).is_empty(), "nobody asks for b any more");
+}
+
+#[test]
 fn state_of_the_world_sends_all_of_a_type() {
     let request = |kind: ResourceType, names: &[&str], nonce: &str| DiscoveryRequest {
         type_url: kind.url().into(),
