@@ -190,13 +190,13 @@ fn client(kind: Kind, name: &str, offset: u16, plan: &Plan) -> (Listener, Cluste
         health: Health::Healthy,
         mtls: true,
         mantlet: plan.mantlet_endpoints,
-        workload: Some(WorkloadRef {
+        workload: Some(Arc::new(WorkloadRef {
             name: "server".to_owned(),
             namespace: "bench".to_owned(),
             canonical_name: "app".to_owned(),
             canonical_revision: "v1".to_owned(),
             cluster: "Kubernetes".to_owned(),
-        }),
+        })),
     };
     let cluster = Cluster {
         tls: ClusterTls::Auto(Box::new(tls)),

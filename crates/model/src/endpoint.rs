@@ -1,5 +1,7 @@
 //! Endpoints and what is known about each.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// The endpoints of one cluster (`ClusterLoadAssignment`).
@@ -26,8 +28,8 @@ pub struct Endpoint {
     pub mtls: bool,
     /// Whether its proxy is Mantlet's own and understands multiplexing.
     pub mantlet: bool,
-    /// The workload behind it, for telemetry.
-    pub workload: Option<WorkloadRef>,
+    /// The workload behind it, for telemetry; shared by endpoints of one workload.
+    pub workload: Option<Arc<WorkloadRef>>,
 }
 
 /// Health of an endpoint, as the registry sees it.

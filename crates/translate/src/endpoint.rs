@@ -112,7 +112,7 @@ fn of_workload<'a>(address: String, port: u16, health: Health, workload: Option<
             workload: workload.map(|w| w.telemetry.clone()),
         },
         account: workload.map(|w| (w.namespace.as_str(), w.service_account.as_str())),
-        labels: workload.map(|w| &w.labels),
+        labels: workload.map(|w| &*w.labels),
     }
 }
 

@@ -138,7 +138,7 @@ pub fn sends(world: &World, caller: &Caller<'_>, service: &Service, port: &Servi
     let no_labels = BTreeMap::new();
     let client = destination_rule::Client {
         namespace: &caller.namespace,
-        labels: caller.pod.map_or(&no_labels, |p| &p.labels),
+        labels: caller.pod.map_or(&no_labels, |p| &*p.labels),
     };
     let rule = destination_rule::applied(world, client, service)
         .and_then(|applied| applied.settings(port.number, None).tls.map(|tls| tls.mode));

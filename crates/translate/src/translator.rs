@@ -85,7 +85,7 @@ impl Translator {
     /// The snapshot of one proxy.
     pub fn snapshot(&mut self, world: &World, node: &ProxyNode) -> SharedSnapshot {
         let workload = workload(world, node);
-        let labels = workload.map_or(&node.labels, |w| &w.labels);
+        let labels = workload.map_or(&node.labels, |w| &*w.labels);
         let mut kept = self.proxies.remove(&node.id).unwrap_or_default();
         match node.kind {
             NodeKind::Sidecar => {

@@ -205,7 +205,7 @@ fn of_workload<'w>(
             created: 0,
             vips: Vec::new(),
             ports: ports.clone(),
-            selector: first.labels.clone(),
+            selector: (*first.labels).clone(),
             resolution: Resolution::Endpoints,
             external: false,
             kubernetes: true,

@@ -17,7 +17,8 @@ use kube::{Client, Resource, ResourceExt};
 use mantlet_api::MeshConfig;
 use mantlet_runtime::{Readiness, ReadyTask};
 use mantlet_translate::mesh::Mesh;
-use mantlet_translate::world::{Effect, Kind, World};
+use mantlet_translate::world::workload::Workload;
+use mantlet_translate::world::{Effect, Kind, Slice, World};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -75,9 +76,11 @@ impl Watches {
         tasks.spawn(self.clone().follow(
             (Api::<EndpointSlice>::all(client.clone()), all()),
             "endpointslices",
-            |slice: &EndpointSlice, _: &Watches| {
-                let slice = slice.clone();
-                Box::new(move |w: &mut World| w.set_slice(&slice))
+            // Slices and pods are what there is most of: what waits for the hub is what it keeps of them, not the objects.
+            |object: &EndpointSlice, _: &Watches| {
+                let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+                let slice = Slice::of_service(object);
+                Box::new(move |w: &mut World| w.put_slice(&namespace, &name, slice))
             },
             |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_slice(&ns, &name)),
             |_, _| None,
@@ -86,9 +89,10 @@ impl Watches {
         tasks.spawn(self.clone().follow(
             (Api::<Pod>::all(client.clone()), all()),
             "pods",
-            |pod: &Pod, _: &Watches| {
-                let pod = pod.clone();
-                Box::new(move |w: &mut World| w.set_pod(&pod))
+            |object: &Pod, watches: &Watches| {
+                let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+                let pod = Workload::from_pod(object, &watches.base.cluster);
+                Box::new(move |w: &mut World| w.put_pod(&namespace, &name, pod))
             },
             |ns, name, _: &Watches| Box::new(move |w: &mut World| w.remove_pod(&ns, &name)),
             |_, _| None,
@@ -149,7 +153,11 @@ impl Watches {
         let mut pending: Option<ReadyTask> = Some(self.readiness.register(format!("watch of {what}")));
         let mut known: BTreeSet<(String, String)> = BTreeSet::new();
         let mut listed: BTreeSet<(String, String)> = BTreeSet::new();
-        let mut events = watcher(api, config).default_backoff().boxed();
+        // Objects one by one, not in one list: a list of all pods of a large mesh is hundreds of megabytes once it is read.
+        let mut streaming = true;
+        let mut events = watcher(api.clone(), config.clone().streaming_lists())
+            .default_backoff()
+            .boxed();
         let key = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
         let mut lanes = Lanes::default();
         let land = |object: &K| {
@@ -202,6 +210,10 @@ impl Watches {
                     if is_unknown_kind(&error) {
                         tracing::debug!(target: "kube", "{what}: the API server does not know them");
                         self.synced(&mut pending).await;
+                    } else if streaming && is_refused(&error) {
+                        tracing::info!(target: "kube", "{what} come as lists: {error}");
+                        streaming = false;
+                        events = watcher(api.clone(), config.clone()).default_backoff().boxed();
                     } else {
                         tracing::warn!(target: "kube", "watching {what}: {error}");
                     }
@@ -239,6 +251,11 @@ fn is_unknown_kind(error: &watcher::Error) -> bool {
         watcher::Error::WatchError(status) => status.code == 404,
         _ => false,
     }
+}
+
+/// The API server does not stream lists: it is one without the feature `WatchList` (on since Kubernetes 1.32).
+fn is_refused(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
 }
 
 /// Reads the mesh ConfigMap over what the control plane knows itself.

@@ -66,7 +66,7 @@ pub struct Endpoint {
     /// TLS towards it.
     pub tls: Option<Box<ClientTls>>,
     /// The workload behind it.
-    pub workload: Option<WorkloadRef>,
+    pub workload: Option<Arc<WorkloadRef>>,
     /// Whether its proxy is Mantlet's own, so that HTTP/1.1 requests may share HTTP/2 connections.
     pub mantlet: Cell<bool>,
     /// Weight, at least 1.
@@ -82,7 +82,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr, tls: Option<Box<ClientTls>>, workload: Option<WorkloadRef>) -> Self {
+    fn new(address: SocketAddr, tls: Option<Box<ClientTls>>, workload: Option<Arc<WorkloadRef>>) -> Self {
         Endpoint {
             id: new_id(),
             principal: RefCell::default(),

@@ -13,6 +13,7 @@ pub mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
@@ -277,6 +278,15 @@ pub struct Slice {
     pub endpoints: Vec<SliceEndpoint>,
 }
 
+impl Slice {
+    /// An EndpointSlice with the name of its Service; `None` for one without.
+    pub fn of_service(object: &EndpointSlice) -> Option<(String, Slice)> {
+        let labels = object.metadata.labels.as_ref()?;
+        let service = labels.get("kubernetes.io/service-name")?;
+        Some((service.clone(), read_slice(object)))
+    }
+}
+
 /// One address of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
@@ -408,13 +418,7 @@ impl World {
         ) else {
             return Effect::NONE;
         };
-        let service = object
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|l| l.get("kubernetes.io/service-name"));
-        let slice = service.map(|service| (service.clone(), Arc::new(read_slice(object))));
-        self.put_slice(namespace, name, slice)
+        self.put_slice(namespace, name, Slice::of_service(object))
     }
 
     /// Removes an EndpointSlice.
@@ -422,7 +426,9 @@ impl World {
         self.put_slice(namespace, name, None)
     }
 
-    fn put_slice(&mut self, namespace: &str, name: &str, new: Option<(String, Arc<Slice>)>) -> Effect {
+    /// Adds or replaces an EndpointSlice, read before by [`Slice::of_service`]; `None` removes it.
+    pub fn put_slice(&mut self, namespace: &str, name: &str, new: Option<(String, Slice)>) -> Effect {
+        let new = new.map(|(service, slice)| (service, Arc::new(slice)));
         let old = self.namespaces.get(namespace).and_then(|n| {
             let service = n.slice_services.get(name)?;
             Some((service.clone(), n.slices.get(service)?.get(name)?.clone()))
@@ -461,7 +467,7 @@ impl World {
         ) else {
             return Effect::NONE;
         };
-        let new = Workload::from_pod(object, &self.mesh.cluster).map(Arc::new);
+        let new = Workload::from_pod(object, &self.mesh.cluster);
         self.put_pod(namespace, name, new)
     }
 
@@ -470,14 +476,25 @@ impl World {
         self.put_pod(namespace, name, None)
     }
 
-    fn put_pod(&mut self, namespace: &str, name: &str, new: Option<Arc<Workload>>) -> Effect {
-        let old = self.namespaces.get(namespace).and_then(|n| n.pods.get(name)).cloned();
-        if old == new {
+    /// Adds or replaces a pod, read before by [`Workload::from_pod`]; `None` removes it.
+    pub fn put_pod(&mut self, namespace: &str, name: &str, new: Option<Workload>) -> Effect {
+        let old = self.namespaces.get(namespace).and_then(|n| n.pods.get(name));
+        if old.map(|old| &**old) == new.as_ref() {
             return Effect::NONE;
         }
         let pods = &mut self.namespace_mut(namespace).pods;
         match new {
-            Some(workload) => pods.insert(name.to_string(), workload),
+            Some(mut workload) => {
+                // Pods of one Deployment begin alike, so the neighbours are its other pods.
+                let before = pods
+                    .range::<str, _>((Bound::Unbounded, Bound::Excluded(name)))
+                    .next_back();
+                let after = pods.range::<str, _>((Bound::Excluded(name), Bound::Unbounded)).next();
+                for (_, other) in before.into_iter().chain(after) {
+                    workload.share(other);
+                }
+                pods.insert(name.to_string(), Arc::new(workload))
+            }
             None => pods.remove(name),
         };
         let effect = Effect {

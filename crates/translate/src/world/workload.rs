@@ -1,7 +1,11 @@
 //! Pods reduced to what the mesh needs: labels, identity, ports, telemetry names.
+//!
+//! Pods of one Deployment differ in name and address only; what they have in common they share ([`Workload::share`]), since pods are
+//! what a large mesh has most of.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use mantlet_model::endpoint::WorkloadRef;
@@ -21,17 +25,17 @@ pub struct Workload {
     /// Pod address, once known.
     pub ip: Option<IpAddr>,
     /// Pod labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Service account (`default` if the pod names none).
     pub service_account: String,
     /// Named container ports.
-    pub named_ports: BTreeMap<String, u16>,
+    pub named_ports: Arc<BTreeMap<String, u16>>,
     /// Whether the pod terminates mesh mTLS.
     pub mtls: bool,
     /// Whether its proxy is Mantlet's own.
     pub mantlet: bool,
     /// Names for telemetry.
-    pub telemetry: WorkloadRef,
+    pub telemetry: Arc<WorkloadRef>,
 }
 
 impl Workload {
@@ -87,14 +91,26 @@ impl Workload {
                 .clone()
                 .filter(|s| !s.is_empty())
                 .unwrap_or_else(|| "default".into()),
-            named_ports,
+            named_ports: Arc::new(named_ports),
             mtls: labels.get(TLS_MODE_LABEL).is_some_and(|v| v == "istio"),
             mantlet: has_mantlet_image || annotations.get(MANTLET_PROXY_ANNOTATION).is_some_and(|v| v == "true"),
-            telemetry,
+            telemetry: Arc::new(telemetry),
             name,
             namespace,
-            labels,
+            labels: Arc::new(labels),
         })
+    }
+
+    /// Takes over what is equal in `other`, so that the two hold it once.
+    pub(super) fn share(&mut self, other: &Workload) {
+        fn take<T: PartialEq>(own: &mut Arc<T>, other: &Arc<T>) {
+            if own == other {
+                own.clone_from(other);
+            }
+        }
+        take(&mut self.labels, &other.labels);
+        take(&mut self.named_ports, &other.named_ports);
+        take(&mut self.telemetry, &other.telemetry);
     }
 }
 
@@ -132,5 +148,32 @@ fn workload_name(pod: &Pod, pod_name: &str, labels: &BTreeMap<String, String>) -
         }
         Some(owner) => owner.name.clone(),
         None => pod_name.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::world::World;
+
+    #[test]
+    fn pods_of_one_deployment_hold_what_they_have_in_common_once() {
+        let mut world = World::default();
+        for (name, version) in [("web-c", "v1"), ("web-a", "v1"), ("web-b", "v2")] {
+            let pod = json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": "shop", "labels": {"app": "web", "version": version},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "u", "controller": true}]},
+                "spec": {"containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]}});
+            world.set_pod(&serde_json::from_value(pod).unwrap());
+        }
+        let [a, b, c] = ["web-a", "web-b", "web-c"].map(|name| world.pod("shop", name).unwrap());
+        assert!(Arc::ptr_eq(&a.labels, &c.labels) && Arc::ptr_eq(&a.telemetry, &c.telemetry));
+        assert!(Arc::ptr_eq(&a.named_ports, &c.named_ports) && Arc::ptr_eq(&a.named_ports, &b.named_ports));
+        assert_eq!(
+            (b.labels["version"].as_str(), a.labels["version"].as_str()),
+            ("v2", "v1")
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Endpoints and their metadata (S1.62, S1.63).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Metadata};
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
@@ -117,7 +118,8 @@ fn decode_one(mut proto: LbEndpoint) -> Result<Endpoint> {
         if let Some(mut fields) = filters.remove(ISTIO) {
             workload = take_text(&mut fields.fields, "workload")
                 .at(ISTIO)?
-                .and_then(|w| WorkloadRef::from_metadata(&w));
+                .and_then(|w| WorkloadRef::from_metadata(&w))
+                .map(Arc::new);
         }
         done(metadata).at("metadata")?;
     }

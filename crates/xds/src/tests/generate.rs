@@ -1,5 +1,7 @@
 //! Values of all model types, as wide as the wire can carry them.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use mantlet_model::authz::{Action, Atom, Attribute, AuthzFilter, Expr, Matcher, Rule};
 use mantlet_model::cluster::*;
@@ -67,12 +69,14 @@ fn regex() -> impl Strategy<Value = String> {
 }
 
 pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
-    let workload = (word(), word(), word(), word(), word()).prop_map(|(a, b, c, d, e)| WorkloadRef {
-        name: a,
-        namespace: b,
-        canonical_name: c,
-        canonical_revision: d,
-        cluster: e,
+    let workload = (word(), word(), word(), word(), word()).prop_map(|(a, b, c, d, e)| {
+        Arc::new(WorkloadRef {
+            name: a,
+            namespace: b,
+            canonical_name: c,
+            canonical_revision: d,
+            cluster: e,
+        })
     });
     let health = prop_oneof![Just(Health::Healthy), Just(Health::Unhealthy), Just(Health::Draining)];
     let address = prop_oneof![ip().prop_map(|i| i.to_string()), "[a-z]{1,8}\\.example\\.com"];

@@ -390,13 +390,13 @@ fn outbound(snapshot: &mut ProxySnapshot, port: u16) {
         health: Health::Healthy,
         mtls: true,
         mantlet: true,
-        workload: Some(WorkloadRef {
+        workload: Some(Arc::new(WorkloadRef {
             name: "web-v1".into(),
             namespace: "default".into(),
             canonical_name: "web".into(),
             canonical_revision: "v1".into(),
             cluster: "Kubernetes".into(),
-        }),
+        })),
     };
     let fixed = cluster(
         "fixed",
