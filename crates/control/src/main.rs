@@ -11,9 +11,10 @@ use mantlet_net::sandbox::{self, Policy, SandboxError};
 use mantlet_net::seccomp::Filter;
 use mantlet_runtime::{LogOptions, Registry, log, shutdown_signal};
 
-/// The CA's key and secrets of gateways pass through buffers of many libraries, on all threads.
+/// The CA's key and secrets of gateways pass through buffers of many libraries, on all threads: what is freed is wiped. Lists and pushes
+/// make and drop many small values on many threads; the C library's arenas would keep what is free for good.
 #[global_allocator]
-static ALLOCATOR: Wiping<std::alloc::System> = Wiping::always(std::alloc::System);
+static ALLOCATOR: Wiping<mimalloc::MiMalloc> = Wiping::always(mimalloc::MiMalloc);
 
 /// How long open streams may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(5);
