@@ -57,7 +57,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Value> {
     };
     Ok(json!({
         "sent": latencies.len(), "rate": latencies.len() as f64 / plan.length.as_secs_f64(),
-        "p50_ms": milliseconds(0.50), "p99_ms": milliseconds(0.99), "max_ms": milliseconds(1.0),
+        "p50_ms": milliseconds(0.50), "p90_ms": milliseconds(0.90), "p99_ms": milliseconds(0.99),
+        "p999_ms": milliseconds(0.999), "max_ms": milliseconds(1.0),
     }))
 }
 

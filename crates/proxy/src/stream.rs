@@ -157,9 +157,36 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Smallest and largest read of a [`ReadAhead`].
+/// Smallest read.
 const MIN_READ: usize = 4 * 1024;
-const MAX_READ: usize = 64 * 1024;
+/// Largest read, and largest piece of a body: with the nine bytes before it in an HTTP/2 frame it fills four TLS records,
+/// which is also what the TLS library takes at once. One byte more would be a record and a write of its own.
+pub const MAX_READ: usize = 64 * 1024 - 9;
+
+/// How much to read at a time: as much as traffic suggests, little again when it calms down.
+pub struct ReadSize(usize);
+
+impl Default for ReadSize {
+    fn default() -> Self {
+        ReadSize(MIN_READ)
+    }
+}
+
+impl ReadSize {
+    /// Bytes of the next read.
+    pub fn next(&self) -> usize {
+        self.0
+    }
+
+    /// So many bytes came.
+    pub fn adapt(&mut self, read: usize) {
+        if read >= self.0 {
+            self.0 = (self.0 * 2).min(MAX_READ);
+        } else if read < self.0 / 4 {
+            self.0 = (self.0 / 2).max(MIN_READ);
+        }
+    }
+}
 
 /// A socket under TLS. The TLS library reads 4 KiB at a time, a quarter of a record; this reads as much as traffic
 /// suggests and gives the memory back when it calms down.
@@ -168,7 +195,7 @@ pub struct ReadAhead {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    next: usize,
+    size: ReadSize,
 }
 
 impl ReadAhead {
@@ -179,16 +206,7 @@ impl ReadAhead {
             buffer: Vec::new(),
             start: 0,
             end: 0,
-            next: MIN_READ,
-        }
-    }
-
-    /// Adapts the size of the next read to what came.
-    fn adapt(&mut self, read: usize) {
-        if read == self.buffer.len() {
-            self.next = (self.next * 2).min(MAX_READ);
-        } else if read < self.next / 4 {
-            self.next = (self.next / 2).max(MIN_READ);
+            size: ReadSize::default(),
         }
     }
 }
@@ -197,11 +215,12 @@ impl AsyncRead for ReadAhead {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.start == this.end {
-            if out.remaining() >= this.next {
+            let size = this.size.next();
+            if out.remaining() >= size {
                 return Pin::new(&mut this.inner).poll_read(cx, out);
             }
-            if this.buffer.len() != this.next {
-                this.buffer = vec![0; this.next];
+            if this.buffer.len() != size {
+                this.buffer = vec![0; size];
             }
             let mut space = ReadBuf::new(&mut this.buffer);
             match Pin::new(&mut this.inner).poll_read(cx, &mut space) {
@@ -209,7 +228,7 @@ impl AsyncRead for ReadAhead {
                 other => return other,
             }
             (this.start, this.end) = (0, space.filled().len());
-            this.adapt(this.end);
+            this.size.adapt(this.end);
         }
         let n = (this.end - this.start).min(out.remaining());
         out.put_slice(&this.buffer[this.start..this.start + n]);

@@ -129,7 +129,7 @@ pub(super) async fn call(
             .choose(downstream.facts.destination, avoid.as_ref())
             .ok_or(CallError::NoEndpoint)?;
         let active = ActiveGuard::new(cluster.clone(), endpoint.clone());
-        let mut lease = forward::acquire(worker, &cluster, &endpoint, true, h2, false).await?;
+        let lease = forward::acquire(worker, &cluster, &endpoint, true, h2, false).await?;
         let mut request = Request::new(RequestBody::own(bytes.clone()));
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::life::{Busy, Still};
 use crate::telemetry::flags;
 use crate::telemetry::record::Account;
+use crate::upstream::http1::{self, Http1Error};
 use crate::upstream::multiplex::Download;
 use crate::upstream::pool::Lease;
 use crate::upstream::{ActiveGuard, Endpoint};
@@ -23,9 +24,12 @@ use crate::worker::Tuning;
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// hyper's connection, of either side.
+    /// hyper's, of the client's connection.
     #[error("{0}")]
-    Http1(#[source] hyper::Error),
+    Client(#[source] hyper::Error),
+    /// An HTTP/1.1 connection to an upstream.
+    #[error("{0}")]
+    Http1(#[source] Http1Error),
     /// A stream of a shared connection. The source is h2's error, so that its code is passed on to the other side.
     #[error("{0}")]
     Http2(#[source] h2::Error),
@@ -219,7 +223,7 @@ impl RequestBody {
             }
             _ => {}
         }
-        polled.map_err(BodyError::Http1)
+        polled.map_err(BodyError::Client)
     }
 
     /// No body; for repetitions of requests that had none.
@@ -328,7 +332,7 @@ impl Limits {
 /// A response's body as it comes from the upstream.
 pub enum UpstreamBody {
     /// From a connection of its own.
-    Http1(Incoming),
+    Http1(http1::Download),
     /// From a shared one.
     Http2(Download),
 }
@@ -339,7 +343,7 @@ impl Body for UpstreamBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            UpstreamBody::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Http1),
+            UpstreamBody::Http1(body) => Pin::new(body).poll_frame(cx),
             UpstreamBody::Http2(body) => Pin::new(body).poll_frame(cx),
         }
     }

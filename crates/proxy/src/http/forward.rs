@@ -10,8 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Body;
+use http::{Request, Response, StatusCode, Uri, Version};
 use mantlet_model::cluster::UpstreamProtocol;
 use mantlet_model::http::HttpManager;
 use mantlet_model::names::Direction;
@@ -25,8 +24,9 @@ use super::{headers, upgrade};
 use crate::telemetry::flags;
 use crate::telemetry::record::Account;
 use crate::upstream::connect::{self, ConnectError};
+use crate::upstream::http1::Http1Lease;
 use crate::upstream::multiplex;
-use crate::upstream::pool::{Lease, Pool, Wanted};
+use crate::upstream::pool::{Lease, Wanted};
 use crate::upstream::{ActiveGuard, ClusterState, Endpoint};
 use crate::worker::Worker;
 
@@ -370,7 +370,7 @@ async fn send(
     let shared = !native && manager.istio_alpn && endpoint.tls.is_some() && endpoint.mantlet.get();
     let h2 = !switch && (native || shared);
     let worker = &exchange.downstream.worker;
-    let mut lease = match acquire(worker, cluster, endpoint, manager.istio_alpn, h2, switch).await {
+    let lease = match acquire(worker, cluster, endpoint, manager.istio_alpn, h2, switch).await {
         Ok(lease) => lease,
         Err(error) => {
             let (head, body) = request.into_parts();
@@ -427,13 +427,8 @@ pub(crate) async fn acquire(
                 Wanted::Open(opener) => break Some(opener),
             }
         };
-    } else if !switch {
-        while let Some(mut lease) = endpoint.pool.take_http1() {
-            // Ready at once, or about to learn that the peer has closed.
-            if lease.sender.ready().await.is_ok() {
-                return Ok(Lease::Http1(lease));
-            }
-        }
+    } else if !switch && let Some(lease) = endpoint.pool.take_http1() {
+        return Ok(Lease::Http1(lease));
     }
     // Boxed, since it is large and rare: every request's future would have to have room for a handshake.
     let made = Box::pin(open(worker, cluster, endpoint, istio_alpn, h2)).await;
@@ -454,13 +449,12 @@ async fn open(
     let alpn = alpn(istio_alpn, cluster, tls.map_or(&[][..], |t| &t.alpn[..]), h2);
     let stream = connect::open(worker, &cluster.model, endpoint.address, tls, &alpn).await?;
     endpoint.note_principal(&stream);
-    let failed = |e: String| ConnectError::Tcp(format!("delayed connect error: {e}"));
     if h2 {
         let lease = endpoint.pool.start_http2(stream).await;
-        Ok(Lease::Http2(lease.map_err(|e| failed(e.to_string()))?))
+        let failed = |e| ConnectError::Tcp(format!("delayed connect error: {e}"));
+        Ok(Lease::Http2(lease.map_err(failed)?))
     } else {
-        let lease = Pool::start_http1(stream).await;
-        Ok(Lease::Http1(lease.map_err(|e| failed(e.to_string()))?))
+        Ok(Lease::Http1(Http1Lease::new(stream)))
     }
 }
 
@@ -492,15 +486,6 @@ pub(crate) fn target(request: &mut Request<RequestBody>, authority: &HeaderValue
         }
         *request.version_mut() = Version::HTTP_11;
         request.headers_mut().insert(header::HOST, authority.clone());
-        // hyper would drop a body of unknown length from these (threat 51).
-        let hint = request.body().size_hint();
-        if matches!(*request.method(), Method::GET | Method::HEAD)
-            && hint.exact().is_none()
-            && !request.body().is_end_stream()
-        {
-            let chunked = HeaderValue::from_static("chunked");
-            request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
-        }
     }
 }
 

@@ -205,7 +205,8 @@ impl Follower {
     }
 }
 
-fn chunk_size(line: &[u8], cut: bool) -> Option<u64> {
+/// The size in the line before a chunk; `cut` says that the line is longer than what there is of it.
+pub fn chunk_size(line: &[u8], cut: bool) -> Option<u64> {
     let digits = line.split(|b| *b == b';').next()?.trim_ascii_end();
     if digits.is_empty() || digits.len() > 15 || (cut && digits.len() == line.len()) {
         return None;

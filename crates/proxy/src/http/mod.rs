@@ -74,7 +74,7 @@ pub async fn serve(downstream: Rc<Downstream>, stream: Stream, h2: bool) {
                 .max_concurrent_streams(tuning.max_streams)
                 .initial_stream_window_size(multiplex::STREAM_WINDOW)
                 .initial_connection_window_size(window)
-                .max_frame_size(64 * 1024)
+                .max_frame_size(multiplex::MAX_FRAME)
                 .max_send_buf_size(1 << 20)
                 .max_header_list_size(MAX_HEAD as u32)
                 .max_pending_accept_reset_streams(tuning.max_pending_resets)

@@ -5,7 +5,6 @@ use std::rc::Rc;
 
 use http::response::Parts;
 use http::{HeaderValue, Response};
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mantlet_model::authz::Verdict;
 use tokio::io::copy_bidirectional_with_sizes;
@@ -52,26 +51,31 @@ impl Asked {
 /// Passes the 101 on and starts the tunnel, which ends with its connection.
 pub fn tunnel(
     exchange: &mut Exchange,
-    mut head: Parts,
+    head: Parts,
     body: UpstreamBody,
     active: ActiveGuard,
     lease: Lease,
     mut account: Box<Account>,
 ) -> Response<ResponseBody> {
-    let upstream = head.extensions.remove::<OnUpgrade>();
+    // Ends the exchange; the connection is the tunnel's from here on.
+    drop(body);
+    let upstream = match lease {
+        Lease::Http1(lease) => lease.into_stream(),
+        Lease::Http2(_) => None,
+    };
     let client = exchange.upgrade.take();
     let downstream = Rc::clone(&exchange.downstream);
     tokio::task::spawn_local(async move {
-        let _held = (active, lease, body);
-        let (Some(upstream), Some(client)) = (upstream, client) else {
+        let _held = active;
+        let (Some(mut upstream), Some(client)) = (upstream, client) else {
             account.finish(false);
             return;
         };
-        let (Ok(upstream), Ok(client)) = tokio::join!(upstream, client) else {
+        let Ok(client) = client.await else {
             account.finish(false);
             return;
         };
-        let (mut upstream, mut client) = (TokioIo::new(upstream), TokioIo::new(client));
+        let mut client = TokioIo::new(client);
         let copy = copy_bidirectional_with_sizes(&mut client, &mut upstream, 16 * 1024, 16 * 1024);
         let closing = std::future::poll_fn(|cx| {
             if downstream.control.poll(cx) {

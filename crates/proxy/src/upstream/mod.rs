@@ -4,8 +4,10 @@
 //! `http` and `tcp` ask for an endpoint and a connection. A new configuration keeps every endpoint that it still
 //! contains, with its connections; what left the configuration gets no new request and dies with its last one.
 
+pub mod answer;
 pub mod balance;
 pub mod connect;
+pub mod http1;
 pub mod multiplex;
 pub mod pool;
 

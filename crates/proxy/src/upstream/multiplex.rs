@@ -24,13 +24,13 @@ use super::connect::ConnectError;
 use super::pool::Unanswered;
 use crate::http::body::{BodyError, RequestBody};
 use crate::http::headers;
-use crate::stream::Stream;
+use crate::stream::{MAX_READ, Stream};
 use crate::telemetry::exchange::PeerLabels;
 
 /// Requests at once on one connection before another is opened.
 const MAX_STREAMS: usize = 90;
-/// Largest frame that is accepted: four TLS records instead of one, for bulk data.
-const MAX_FRAME: u32 = 64 * 1024;
+/// Largest frame that is accepted, for bulk data: as much as is read at once.
+pub const MAX_FRAME: u32 = MAX_READ as u32;
 /// What a peer may send on one stream before we have read it.
 pub const STREAM_WINDOW: u32 = 256 << 10;
 /// What a peer may send on all streams of a connection: all of them may stall, and the next still has room.
@@ -183,7 +183,20 @@ impl Drop for Http2Lease {
 }
 
 /// Ends a request's upload when the request is given up.
-struct Cancel(Option<AbortHandle>);
+#[derive(Default)]
+pub(super) struct Cancel(Option<AbortHandle>);
+
+impl Cancel {
+    /// Of a task.
+    pub(super) fn of(task: tokio::task::JoinHandle<()>) -> Self {
+        Cancel(Some(task.abort_handle()))
+    }
+
+    /// Lets the upload live as long as its own ends do.
+    pub(super) fn forget(&mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Cancel {
     fn drop(&mut self) {
@@ -230,7 +243,7 @@ pub async fn exchange(
     };
     let (response, stream) = sent.map_err(failed)?;
     drop(sender);
-    let mut upload = Cancel(None);
+    let mut upload = Cancel::default();
     if !end {
         let mut pipe = Upload {
             stream,
@@ -241,12 +254,11 @@ pub async fn exchange(
         // read: a client may well send everything before it reads anything.
         let done = poll_fn(|cx| Poll::Ready(Pin::new(&mut pipe).poll(cx).is_ready())).await;
         if !done {
-            upload.0 = Some(tokio::task::spawn_local(pipe).abort_handle());
+            upload = Cancel::of(tokio::task::spawn_local(pipe));
         }
     }
     let response = response.await.map_err(failed)?;
-    // From here on the upload lives as long as its own ends do.
-    upload.0 = None;
+    upload.forget();
     let length = response.headers().get(header::CONTENT_LENGTH);
     let left = length.and_then(|v| v.to_str().ok()?.parse().ok());
     Ok(response.map(|stream| Download {

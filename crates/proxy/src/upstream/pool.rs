@@ -1,7 +1,7 @@
 //! HTTP connections of one worker to one endpoint.
 //!
 //! HTTP/1.1 connections are lent to one request at a time and come back when its response has been read; HTTP/2
-//! connections are shared. Each connection is driven by a task of this worker.
+//! connections are shared, and each is driven by a task of this worker.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use h2::Reason;
 use http::{Request, Response};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 
+use super::http1::{self, Http1Error, Http1Lease};
 pub use super::multiplex::Http2Lease;
 use super::multiplex::{self, Opener, Opening, Shared};
 use crate::http::body::{BodyError, RequestBody, UpstreamBody};
@@ -22,8 +21,6 @@ use crate::stream::Stream;
 const MAX_IDLE: usize = 512;
 /// How long an unused connection is kept.
 const IDLE_TIME: Duration = Duration::from_secs(300);
-/// Largest head of a response.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// A connection lent to one request.
 pub enum Lease {
@@ -54,7 +51,7 @@ impl Unanswered {
 
     /// Whether the peer's answer is no HTTP.
     pub fn is_garbled(&self) -> bool {
-        matches!(&self.error, BodyError::Http1(error) if error.is_parse() || error.is_parse_too_large())
+        matches!(&self.error, BodyError::Http1(Http1Error::Garbled(_)))
     }
 }
 
@@ -64,16 +61,12 @@ impl Lease {
     ///
     /// # Errors
     /// See [`Unanswered`].
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, Box<Unanswered>> {
+    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, Box<Unanswered>> {
         match self {
-            Lease::Http1(lease) => match lease.sender.try_send_request(request).await {
-                Ok(response) => Ok(response.map(UpstreamBody::Http1)),
-                Err(mut error) => {
-                    let back = error.take_message();
-                    let error = BodyError::Http1(error.into_error());
-                    Err(Box::new(Unanswered { error, back }))
-                }
-            },
+            Lease::Http1(lease) => {
+                let response = http1::exchange(lease, request).await?;
+                Ok(response.map(UpstreamBody::Http1))
+            }
             Lease::Http2(lease) => {
                 let response = multiplex::exchange(lease, request).await?;
                 Ok(response.map(UpstreamBody::Http2))
@@ -98,20 +91,9 @@ impl Lease {
     }
 }
 
-/// An HTTP/1.1 connection on loan.
-pub struct Http1Lease {
-    /// The sending half.
-    pub sender: http1::SendRequest<RequestBody>,
-    /// Whether it has carried a request before: its death may only mean that the peer got tired of it.
-    pub reused: bool,
-    /// This end's address.
-    pub local: Option<SocketAddr>,
-}
-
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    lease: Http1Lease,
     since: Instant,
-    local: Option<SocketAddr>,
 }
 
 /// The connections.
@@ -138,12 +120,8 @@ impl Pool {
     pub fn take_http1(&self) -> Option<Http1Lease> {
         loop {
             let idle = self.idle.borrow_mut().pop()?;
-            if !idle.sender.is_closed() {
-                return Some(Http1Lease {
-                    sender: idle.sender,
-                    reused: true,
-                    local: idle.local,
-                });
+            if idle.lease.is_alive() {
+                return Some(idle.lease);
             }
         }
     }
@@ -166,40 +144,15 @@ impl Pool {
     }
 
     /// Takes an HTTP/1.1 connection back after a complete exchange.
-    pub fn give_back(&self, lease: Http1Lease) {
+    pub fn give_back(&self, mut lease: Http1Lease) {
         let mut idle = self.idle.borrow_mut();
-        if !self.closed.get() && !lease.sender.is_closed() && idle.len() < MAX_IDLE {
+        if lease.rest() && !self.closed.get() && idle.len() < MAX_IDLE {
+            lease.reused = true;
             idle.push(Idle {
-                sender: lease.sender,
+                lease,
                 since: Instant::now(),
-                local: lease.local,
             });
         }
-    }
-
-    /// Speaks HTTP/1.1 on a new connection.
-    ///
-    /// # Errors
-    /// hyper's.
-    pub async fn start_http1(stream: Stream) -> hyper::Result<Http1Lease> {
-        let local = stream.local_address();
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(100)
-            .max_buf_size(MAX_HEAD)
-            .writev(true)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        tokio::task::spawn_local(async move {
-            // Whoever waits for the response gets the error too.
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(target: "upstream", "HTTP/1.1 connection ended: {error}");
-            }
-        });
-        Ok(Http1Lease {
-            sender,
-            reused: false,
-            local,
-        })
     }
 
     /// Speaks HTTP/2 on a new connection, which others may share from now on.
@@ -227,7 +180,7 @@ impl Pool {
         let now = Instant::now();
         self.idle
             .borrow_mut()
-            .retain(|i| !i.sender.is_closed() && now.duration_since(i.since) < IDLE_TIME);
+            .retain(|i| now.duration_since(i.since) < IDLE_TIME && i.lease.is_alive());
         self.shared.borrow_mut().retain(|s| {
             let (streams, since) = s.usage();
             !s.is_closed() && (streams > 0 || now.duration_since(since) < IDLE_TIME)
