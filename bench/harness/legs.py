@@ -396,7 +396,8 @@ class Mantlet(Leg):
             "MANTLET_SANDBOX_WRITE": self.work,
         }
         proxy = os.path.join(self.bins, "mantlet-proxy")
-        return [proxy, "proxy", "sidecar", "--log_output_level=default:warn"], env
+        # Its listeners have sockets of their own, as nothing is captured here: a sidecar would ask for none of them by name.
+        return [proxy, "proxy", "sidecar", "--eager", "--log_output_level=default:warn"], env
 
     def launch(self, pod, namespace, address):
         command, env = self.command(pod, address)

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery, State};
@@ -20,6 +21,9 @@ use crate::kubelet::{Live, PodHandle, Shared};
 use crate::shim::client::Shim;
 use crate::shim::proto::ExecSpec;
 
+/// How long the first output is held back. kubectl 1.30 to 1.32 reads the connection before it has made its streams, and throws away
+/// what comes for streams that it does not have yet: output and exit code of a quick command would be lost.
+const CLIENT_STREAMS: Duration = Duration::from_millis(20);
 /// Arguments of one command.
 const MAX_ARGS: usize = 1024;
 
@@ -183,6 +187,7 @@ async fn run_exec(mut socket: WebSocket, shim: Shim, container: String, id: Stri
             return;
         }
     };
+    tokio::time::sleep(CLIENT_STREAMS).await;
     let code = async move { exit.await.ok().map(|exit| exit.code) };
     let finished = pump(socket, streams, code).await;
     if !finished {
@@ -283,7 +288,7 @@ async fn pump(socket: WebSocket, streams: Streams, code: impl Future<Output = Op
                     return false;
                 }
             }
-            () = tokio::time::sleep(std::time::Duration::from_millis(300)), if ended.is_some() && !drained => drained = true,
+            () = tokio::time::sleep(Duration::from_millis(300)), if ended.is_some() && !drained => drained = true,
         }
     }
     readers.iter().for_each(tokio::task::JoinHandle::abort);
@@ -296,7 +301,7 @@ async fn pump(socket: WebSocket, streams: Streams, code: impl Future<Output = Op
         .await;
     let _ = sink.send(channels::close()).await;
     // The client closes in turn; leaving at once could cut off what is still on its way.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), async {
+    let _ = tokio::time::timeout(Duration::from_secs(2), async {
         if client_open {
             client.await;
         }
@@ -448,7 +453,7 @@ async fn run_attach(socket: WebSocket, pod: Arc<PodHandle>, container: String, m
                     let _ = sink.send(Message::Binary(frame(STATUS, status.to_string().as_bytes()))).await;
                     let _ = sink.send(Message::Close(None)).await;
                     // Until the client closes in turn, so that nothing on its way is cut off.
-                    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), client).await;
+                    let _ = tokio::time::timeout(Duration::from_secs(2), client).await;
                     break;
                 }
             },

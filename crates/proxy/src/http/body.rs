@@ -64,6 +64,8 @@ pub struct Progress {
     pub request_done: Cell<bool>,
     /// Whether a byte of the request's body has been read.
     pub body_started: Cell<bool>,
+    /// Whether the request's HTTP/2 stream was reset: nobody waits for an answer any more.
+    pub lost: Cell<bool>,
     /// Whether a client that is silent for long may still mean it (gRPC streams).
     pub patient: Cell<bool>,
     /// Whether more of the body was asked for and has not come.
@@ -216,12 +218,14 @@ impl RequestBody {
             Poll::Ready(None) => {
                 // hyper takes a stream that was reset with CANCEL for one that has ended.
                 if self.stream && !inner.is_end_stream() {
+                    self.progress.lost.set(true);
                     return Poll::Ready(Some(Err(BodyError::Cut)));
                 }
                 self.progress.request_done.set(true);
                 self.inner = None;
             }
-            _ => {}
+            Poll::Ready(Some(Err(_))) => self.progress.lost.set(self.stream),
+            Poll::Pending => {}
         }
         polled.map_err(BodyError::Client)
     }
@@ -370,6 +374,8 @@ pub struct ResponseBody {
     account: Option<Box<Account>>,
     busy: Option<Busy>,
     ended: bool,
+    /// An error whose turn comes with the next look.
+    failed: Option<BodyError>,
 }
 
 enum Kind {
@@ -387,6 +393,7 @@ impl ResponseBody {
             account: Some(account),
             busy: None,
             ended: false,
+            failed: None,
         }
     }
 
@@ -398,6 +405,7 @@ impl ResponseBody {
             account: Some(account),
             busy: None,
             ended: false,
+            failed: None,
         }
     }
 
@@ -409,6 +417,7 @@ impl ResponseBody {
             account: None,
             busy: None,
             ended: true,
+            failed: None,
         }
     }
 
@@ -449,6 +458,9 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Some(error) = this.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         match &mut this.kind {
             Kind::Empty => {
                 this.ended = true;
@@ -497,7 +509,14 @@ impl Body for ResponseBody {
                         }
                     }
                 }
-                polled
+                let Poll::Ready(Some(Err(error))) = polled else {
+                    return polled;
+                };
+                // What came before leaves first. The downstream's codec throws away what waits when it is told of an error, the head
+                // too if it has only just got it.
+                this.failed = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }

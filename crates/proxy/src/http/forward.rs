@@ -193,6 +193,11 @@ pub async fn forward(
             }
             Err(failed) => failed,
         };
+        if progress.lost.get() {
+            // The client's doing, not the endpoint's. The codec ends this future when it looks at the stream; an answer would make a
+            // stream that was given up look served (threat 56).
+            std::future::pending::<()>().await;
+        }
         note(&cluster, &endpoint, 503);
         // The request came back untouched: it can go anywhere, whatever it is.
         let (unsent, stale) = match &failure {

@@ -297,6 +297,7 @@ fn own_secrets_are_not_asked_for() {
         ..Default::default()
     };
     let mut client = DeltaClient::new(Node::default());
+    assert_eq!(client.start().len(), 2);
     let mut proxy = Proxy::default();
     let pending = client.on_response(response(vec![resource], vec![])).unwrap();
     proxy.apply(&pending.changes);
