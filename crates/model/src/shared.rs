@@ -18,10 +18,12 @@ const BLOCK: usize = 32;
 
 /// Sorted by name, never empty.
 type Block<T> = Vec<(Arc<str>, Arc<T>)>;
+/// All blocks of a map.
+type Blocks<T> = Vec<Arc<Block<T>>>;
 
 /// A map from names to shared values, in the order of names.
 pub struct SharedMap<T> {
-    blocks: Arc<Vec<Arc<Block<T>>>>,
+    blocks: Arc<Blocks<T>>,
     len: usize,
 }
 
@@ -220,7 +222,7 @@ impl<T> SharedMap<T> {
 /// found again as long as anybody holds it. It keeps nothing alive.
 #[derive(Debug)]
 pub struct Derived<T, U> {
-    maps: Memory<Vec<Arc<Block<T>>>, Vec<Arc<Block<U>>>>,
+    maps: Memory<Blocks<T>, Blocks<U>>,
     blocks: Memory<Block<T>, Block<U>>,
 }
 
