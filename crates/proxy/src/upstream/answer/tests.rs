@@ -1,3 +1,5 @@
+//! How answers are read: one reading or none, whatever the pieces in which they come.
+
 use super::*;
 
 /// A response that was read: status, body, trailers, and whether the connection can go on.

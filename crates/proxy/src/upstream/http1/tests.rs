@@ -1,3 +1,5 @@
+//! Exchanges over a pipe: bodies of both directions, ends in every place, connections that may be used again.
+
 use super::*;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
