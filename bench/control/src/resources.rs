@@ -334,12 +334,12 @@ fn filters(kind: Kind, name: &str, cluster: &str, authz: Vec<AuthzFilter>, side:
     };
     let table = RouteTable {
         name: cluster.to_owned(),
-        hosts: vec![VirtualHost {
+        hosts: vec![Arc::new(VirtualHost {
             name: "any".to_owned(),
             domains: vec!["*".to_owned()],
             routes: vec![route],
             attempt_count: !inbound,
-        }],
+        })],
         ignore_port_in_host: false,
         on_demand: false,
     };

@@ -225,12 +225,12 @@ fn answer(name: &str, authz: AuthzFilter) -> Filters {
     };
     let table = RouteTable {
         name: name.to_owned(),
-        hosts: vec![VirtualHost {
+        hosts: vec![Arc::new(VirtualHost {
             name: "any".to_owned(),
             domains: vec!["*".to_owned()],
             routes: vec![route],
             attempt_count: false,
-        }],
+        })],
         ignore_port_in_host: false,
         on_demand: false,
     };

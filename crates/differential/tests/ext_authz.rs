@@ -615,12 +615,12 @@ fn http_filters(setup: &Setup, log: &Path) -> Filters {
         codec: Codec::Auto,
         routes: RouteSource::Inline(Box::new(RouteTable {
             name: "test".into(),
-            hosts: vec![VirtualHost {
+            hosts: vec![Arc::new(VirtualHost {
                 name: "any".into(),
                 domains: vec!["*".into()],
                 routes: vec![route],
                 attempt_count: false,
-            }],
+            })],
             ignore_port_in_host: false,
             on_demand: false,
         })),

@@ -3,6 +3,8 @@
 //! [`CompiledRoutes::select`] is the one route decision: the proxy compiles each table once and asks per request, with
 //! the normalised path; `explain` and tests ask [`RouteTable::select`], which compiles on the way.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 pub use compiled::CompiledRoutes;
@@ -16,8 +18,8 @@ mod on_demand;
 pub struct RouteTable {
     /// Resource name: `80`, `<fqdn>:<port>`, `http.8080`, `inbound|3000||` (S6.3).
     pub name: String,
-    /// Virtual hosts; domains are unique over the table.
-    pub hosts: Vec<VirtualHost>,
+    /// Virtual hosts; domains are unique over the table. Shared: the tables of all namespaces have most of them in common.
+    pub hosts: Vec<Arc<VirtualHost>>,
     /// Whether a port in `Host` is ignored when a virtual host is looked up (S6.28).
     pub ignore_port_in_host: bool,
     /// Whether further virtual hosts are asked for by name (Envoy's `vhds`): a host that is not here is unknown, not absent.

@@ -38,7 +38,7 @@ impl ProxySnapshot {
         if !table.on_demand {
             return table.clone();
         }
-        let own = self.hosts_of(&table.name).map(|(_, host)| (**host).clone());
+        let own = self.hosts_of(&table.name).map(|(_, host)| host.clone());
         Arc::new(RouteTable {
             hosts: own.chain(table.hosts.iter().cloned()).collect(),
             ..(**table).clone()

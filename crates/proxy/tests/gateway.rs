@@ -33,7 +33,7 @@ impl Gateway {
             &["shop.example.com"],
             forward_to(&cluster, Some(default_retry())),
         );
-        table.hosts[0].routes.insert(
+        Arc::make_mut(&mut table.hosts[0]).routes.insert(
             0,
             Route {
                 name: "old".into(),
@@ -52,7 +52,7 @@ impl Gateway {
                 response_headers: vec![],
             },
         );
-        table.hosts[0].routes.insert(
+        Arc::make_mut(&mut table.hosts[0]).routes.insert(
             0,
             Route {
                 name: "api".into(),

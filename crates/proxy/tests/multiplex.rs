@@ -636,7 +636,8 @@ async fn an_answer_that_takes_too_long_is_cut() {
         let mut snapshot = mesh.outbound.snapshot();
         if whole {
             let table = snapshot.routes.values_mut().next().unwrap();
-            let RouteAction::Forward(forward) = &mut Arc::make_mut(table).hosts[0].routes[0].action else {
+            let RouteAction::Forward(forward) = &mut Arc::make_mut(&mut Arc::make_mut(table).hosts[0]).routes[0].action
+            else {
                 panic!()
             };
             forward.timeout_ms = 3_000;

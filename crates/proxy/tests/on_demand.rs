@@ -31,7 +31,7 @@ fn mesh(out: &Outbound, services: usize) -> ProxySnapshot {
     let web = out.cluster_name();
     let mut table_80 = (*snapshot.routes["80"]).clone();
     // The service of the fixture has an address, too.
-    table_80.hosts[0].domains.push("10.96.0.20".into());
+    Arc::make_mut(&mut table_80.hosts[0]).domains.push("10.96.0.20".into());
     for n in 0..services {
         let host = format!("svc-{n}.default.svc.cluster.local");
         let name = ClusterName::outbound(80, "", &host).to_string();
@@ -170,7 +170,7 @@ async fn a_host_that_nothing_serves_passes_until_it_is_served() {
     assert_eq!((elsewhere.requests().len(), app.requests().len()), (1, 0));
     // The answer "there is none" was asked for by name, and what comes under this name is sent.
     let mut with = (*plain.routes["80"]).clone();
-    with.hosts[0].domains.push("late".into());
+    Arc::make_mut(&mut with.hosts[0]).domains.push("late".into());
     plain.routes.insert("80".into(), Arc::new(with));
     agent.control.resources.send_replace(by_name(&plain));
     eventually("the host is served", Duration::from_secs(10), || async {
@@ -185,7 +185,7 @@ async fn a_host_that_nothing_serves_passes_until_it_is_served() {
     // And the other way round.
     let before = app.requests().len();
     let mut without = (*plain.routes["80"]).clone();
-    without.hosts[0].domains.pop();
+    Arc::make_mut(&mut without.hosts[0]).domains.pop();
     plain.routes.insert("80".into(), Arc::new(without));
     agent.control.resources.send_replace(by_name(&plain));
     eventually("the host is gone", Duration::from_secs(10), || async {

@@ -429,12 +429,12 @@ impl Table {
             self.hosts.insert("*".into(), Vec::new());
             return RouteTable {
                 name,
-                hosts: vec![VirtualHost {
+                hosts: vec![Arc::new(VirtualHost {
                     name: format!("blackhole:{port}"),
                     domains: vec!["*".into()],
                     routes: Vec::new(),
                     attempt_count: false,
-                }],
+                })],
                 ignore_port_in_host: true,
                 on_demand: false,
             };
@@ -444,11 +444,13 @@ impl Table {
             hosts: self
                 .hosts
                 .into_iter()
-                .map(|(domain, routes)| VirtualHost {
-                    name: format!("{domain}:{port}"),
-                    domains: vec![domain],
-                    routes,
-                    attempt_count: true,
+                .map(|(domain, routes)| {
+                    Arc::new(VirtualHost {
+                        name: format!("{domain}:{port}"),
+                        domains: vec![domain],
+                        routes,
+                        attempt_count: true,
+                    })
                 })
                 .collect(),
             ignore_port_in_host: true,

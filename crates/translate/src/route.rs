@@ -1,6 +1,7 @@
 //! Virtual hosts and routes of services (SEMANTICS 6a, 6c).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Weak};
 
 use mantlet_model::http::{Codec, ForwardedClientCert};
 use mantlet_model::http::{HttpManager, Reporter, RouteSource};
@@ -12,6 +13,37 @@ use crate::world::service::{Resolution, Service};
 
 /// Conditions on which an outbound request is sent again by default.
 const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
+
+/// Virtual hosts that the tables of several namespaces have in common, each of them once: a mesh has as many tables of a port as it has
+/// namespaces, and they differ in the short names of their own services only. It keeps nothing alive.
+#[derive(Debug, Default)]
+pub struct SharedHosts {
+    by_name: HashMap<String, Vec<Weak<VirtualHost>>>,
+    /// Number of names at which those that are gone are cleared away.
+    limit: usize,
+}
+
+impl SharedHosts {
+    /// Names below which nothing is cleared away.
+    const SLACK: usize = 1024;
+
+    /// The value, shared with whoever holds an equal one.
+    pub fn share(&mut self, host: VirtualHost) -> Arc<VirtualHost> {
+        if self.by_name.len() >= self.limit {
+            self.by_name
+                .retain(|_, known| known.iter().any(|host| host.strong_count() > 0));
+            self.limit = self.by_name.len() * 2 + SharedHosts::SLACK;
+        }
+        let known = self.by_name.entry(host.name.clone()).or_default();
+        known.retain(|host| host.strong_count() > 0);
+        if let Some(found) = known.iter().filter_map(Weak::upgrade).find(|known| **known == host) {
+            return found;
+        }
+        let made = Arc::new(host);
+        known.push(Arc::downgrade(&made));
+        made
+    }
+}
 
 /// The default route to a cluster; no timeout, retries of what never reached the server.
 pub fn default_route(cluster: String, host: &str, port: u16) -> Route {
@@ -124,7 +156,7 @@ pub fn fallback_host(mesh: &Mesh) -> VirtualHost {
 pub fn inbound_table(name: String, vhost_port: u16, cluster: String, decorator: String, retry: bool) -> RouteTable {
     RouteTable {
         name,
-        hosts: vec![VirtualHost {
+        hosts: vec![Arc::new(VirtualHost {
             name: format!("inbound|http|{vhost_port}"),
             domains: vec!["*".into()],
             routes: vec![Route {
@@ -147,7 +179,7 @@ pub fn inbound_table(name: String, vhost_port: u16, cluster: String, decorator: 
                 response_headers: Vec::new(),
             }],
             attempt_count: false,
-        }],
+        })],
         ignore_port_in_host: false,
         on_demand: false,
     }

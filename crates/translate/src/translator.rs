@@ -13,6 +13,7 @@ use mantlet_model::{ProxySnapshot, SharedMap, SharedSnapshot};
 use crate::destination_rule::Client;
 use crate::gateway;
 use crate::node::{NodeKind, ProxyNode};
+use crate::route::SharedHosts;
 use crate::sidecar::inbound;
 use crate::sidecar::outbound::{self, Common, settle};
 use crate::world::World;
@@ -35,6 +36,8 @@ pub struct Translator {
     views: HashMap<ClientKey, View>,
     /// What clients of ordinary namespaces share.
     common: Common,
+    /// What the route tables of the views share.
+    hosts: SharedHosts,
     /// What follows from services, rules and settings alone.
     facts: Facts,
     proxies: HashMap<String, Kept>,
@@ -166,7 +169,8 @@ impl Translator {
         snapshot.routes = std::mem::take(&mut view.snapshot.routes);
         let listing = Some((shared, common.listing));
         if view.listing != listing {
-            settle(&mut snapshot.routes, outbound::routes(world, client, common));
+            let routes = outbound::routes(world, client, common, &mut self.hosts);
+            settle(&mut snapshot.routes, routes);
             view.listing = listing;
         }
         view.revision = revision;

@@ -174,12 +174,12 @@ fn listeners(
         codec: Codec::Auto,
         routes: RouteSource::Inline(Box::new(RouteTable {
             name: "inbound".into(),
-            hosts: vec![VirtualHost {
+            hosts: vec![Arc::new(VirtualHost {
                 name: "inbound".into(),
                 domains: vec!["*".into()],
                 routes: vec![route],
                 attempt_count: false,
-            }],
+            })],
             ignore_port_in_host: false,
             on_demand: false,
         })),

@@ -91,7 +91,7 @@ impl CompiledRoutes {
 
     /// The virtual host of an authority: exact name, longest `*.suffix`, longest `prefix.*`, `*`.
     pub fn host(&self, authority: &str) -> Option<&VirtualHost> {
-        self.host_index(authority).map(|index| &self.table.hosts[index])
+        self.host_index(authority).map(|index| &*self.table.hosts[index])
     }
 
     /// The virtual host and its first route that matches; `None` is answered with 404.
@@ -104,7 +104,7 @@ impl CompiledRoutes {
     /// # Panics
     /// There is no such position.
     pub fn select_in(&self, index: usize, request: &dyn RouteRequest) -> Option<(&VirtualHost, &Route)> {
-        let host = &self.table.hosts[index];
+        let host: &VirtualHost = &self.table.hosts[index];
         let found = host
             .routes
             .iter()
@@ -157,7 +157,7 @@ impl RouteTable {
     pub fn select(&self, request: &dyn RouteRequest) -> Option<(&VirtualHost, &Route)> {
         let compiled = CompiledRoutes::new(Arc::new(self.clone()));
         let index = compiled.host_index(request.authority())?;
-        let host = &self.hosts[index];
+        let host: &VirtualHost = &self.hosts[index];
         let found = host
             .routes
             .iter()

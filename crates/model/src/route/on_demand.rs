@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use super::compiled::without_port;
 use super::{RouteTable, VirtualHost};
@@ -46,7 +47,7 @@ impl RouteTable {
     /// The table without what is asked for by name: it says what happens to unknown hosts.
     #[must_use]
     pub fn bare(&self) -> RouteTable {
-        let fallback = |host: &&VirtualHost| host.domains.iter().any(|domain| domain == "*");
+        let fallback = |host: &&Arc<VirtualHost>| host.domains.iter().any(|domain| domain == "*");
         RouteTable {
             name: self.name.clone(),
             hosts: self.hosts.iter().filter(fallback).cloned().collect(),
@@ -125,26 +126,24 @@ impl HostIndex {
             };
             longest(&suffix).or_else(|| longest(&prefix))
         });
-        found.map(|(host, _)| &table.hosts[host as usize])
+        found.map(|(host, _)| &*table.hosts[host as usize])
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
     use crate::route::CompiledRoutes;
 
-    fn host(domains: Vec<String>) -> VirtualHost {
-        VirtualHost {
+    fn host(domains: Vec<String>) -> Arc<VirtualHost> {
+        Arc::new(VirtualHost {
             name: domains.join(","),
             domains,
             routes: Vec::new(),
             attempt_count: false,
-        }
+        })
     }
 
     proptest! {
@@ -168,7 +167,7 @@ mod tests {
             for authority in asked {
                 let wanted = compiled.host_index(&authority).filter(|found| Some(*found) != compiled.fallback());
                 let found = index.find(&table, &table.authority(&authority));
-                let found = found.map(|found| table.hosts.iter().position(|host| std::ptr::eq(host, found)).unwrap());
+                let found = found.map(|found| table.hosts.iter().position(|host| std::ptr::eq(&**host, found)).unwrap());
                 // A host may be the fallback and have other domains, too.
                 if found != compiled.fallback() {
                     prop_assert_eq!(found, wanted, "{}", authority);

@@ -175,7 +175,7 @@ pub fn forward_to(cluster: &str, retry: Option<Retry>) -> RouteAction {
 pub fn table(name: &str, domains: &[&str], action: RouteAction) -> RouteTable {
     RouteTable {
         name: name.into(),
-        hosts: vec![VirtualHost {
+        hosts: vec![Arc::new(VirtualHost {
             name: name.into(),
             domains: domains.iter().map(|s| s.to_string()).collect(),
             routes: vec![Route {
@@ -187,7 +187,7 @@ pub fn table(name: &str, domains: &[&str], action: RouteAction) -> RouteTable {
                 response_headers: Vec::new(),
             }],
             attempt_count: false,
-        }],
+        })],
         ignore_port_in_host: true,
         on_demand: false,
     }

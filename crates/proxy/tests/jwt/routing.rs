@@ -45,7 +45,7 @@ fn routes() -> RouteTable {
         ),
     ];
     let mut table = table("claims", &["*"], forward_to("app", None));
-    table.hosts[0].routes = list
+    std::sync::Arc::make_mut(&mut table.hosts[0]).routes = list
         .into_iter()
         .map(|(name, claims)| Route {
             name: name.into(),

@@ -21,7 +21,7 @@ use crate::destination_rule::{Client, applied, specificity};
 use crate::endpoint;
 use crate::mesh::Mesh;
 use crate::protocol::Protocol;
-use crate::route;
+use crate::route::{self, SharedHosts};
 use crate::virtual_service::{self, MESH_GATEWAY, Place};
 use crate::world::World;
 use crate::world::journal::{Hosts, Touched};
@@ -203,16 +203,24 @@ pub(crate) fn settle<T: PartialEq, V: Borrow<T> + Into<Arc<T>>>(map: &mut Shared
     }
 }
 
-/// The route tables of clients in a namespace.
-pub fn routes(world: &World, client: Client<'_>, common: &Common) -> BTreeMap<String, RouteTable> {
+/// The route tables of clients in a namespace; what they have in common with those of others is `shared`.
+pub fn routes(
+    world: &World,
+    client: Client<'_>,
+    common: &Common,
+    shared: &mut SharedHosts,
+) -> BTreeMap<String, RouteTable> {
     let services: Vec<&Arc<Service>> = world.visible_services(client.namespace).collect();
     let tables = Tables::new(world, client, &services);
-    let ports = common.http.iter().map(|port| tables.port_table(*port));
-    let single = common
-        .sniffed
-        .iter()
-        .map(|(service, port)| tables.single_table(service, *port));
-    ports.chain(single).map(|table| (table.name.clone(), table)).collect()
+    let mut out = BTreeMap::new();
+    let mut put = |table: RouteTable| out.insert(table.name.clone(), table);
+    for port in &common.http {
+        put(tables.port_table(*port, shared));
+    }
+    for (service, port) in &common.sniffed {
+        put(tables.single_table(service, *port, shared));
+    }
+    out
 }
 
 /// Takes away what a proxy must not have: listeners on its own address (S6.22), which their names begin with.
@@ -516,7 +524,7 @@ impl<'a> Tables<'a> {
     }
 
     /// The table of a wildcard port (S6.3).
-    fn port_table(&self, port: u16) -> RouteTable {
+    fn port_table(&self, port: u16, shared: &mut SharedHosts) -> RouteTable {
         let domain = self.world.mesh().domain.as_str();
         let mut taken = BTreeSet::from(["*".to_string()]);
         let mut hosts = Vec::new();
@@ -527,7 +535,7 @@ impl<'a> Tables<'a> {
             }
             let domains = route::unique(route::domains(service, self.client.namespace, domain), &mut taken);
             if !domains.is_empty() {
-                hosts.push(self.host(service, port, domains));
+                hosts.push(shared.share(self.host(service, port, domains)));
             }
         }
         // Hosts that only VirtualServices know are served on the HTTP port.
@@ -539,16 +547,16 @@ impl<'a> Tables<'a> {
                 let routes = virtual_service::routes(self.world, config, self.place(port));
                 let domains = route::unique(vec![pattern.clone()], &mut taken);
                 if !routes.is_empty() && !domains.is_empty() {
-                    hosts.push(VirtualHost {
+                    hosts.push(shared.share(VirtualHost {
                         name: format!("{pattern}:{port}"),
                         domains,
                         routes,
                         attempt_count: true,
-                    });
+                    }));
                 }
             }
         }
-        hosts.push(route::fallback_host(self.world.mesh()));
+        hosts.push(shared.share(route::fallback_host(self.world.mesh())));
         RouteTable {
             name: port.to_string(),
             hosts,
@@ -558,10 +566,10 @@ impl<'a> Tables<'a> {
     }
 
     /// The table of one inspected service port: whatever the Host header says, the address has chosen the service.
-    fn single_table(&self, service: &Service, port: u16) -> RouteTable {
+    fn single_table(&self, service: &Service, port: u16, shared: &mut SharedHosts) -> RouteTable {
         RouteTable {
             name: single_table_name(service, port),
-            hosts: vec![self.host(service, port, vec!["*".into()])],
+            hosts: vec![shared.share(self.host(service, port, vec!["*".into()]))],
             ignore_port_in_host: true,
             on_demand: false,
         }

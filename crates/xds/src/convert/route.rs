@@ -1,5 +1,7 @@
 //! Route tables.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, HeaderValue, HeaderValueOption};
@@ -38,7 +40,7 @@ const WHOLE: u32 = 100;
 pub(crate) fn encode(table: &RouteTable) -> RouteConfiguration {
     RouteConfiguration {
         name: table.name.clone(),
-        virtual_hosts: table.hosts.iter().map(encode_host).collect(),
+        virtual_hosts: table.hosts.iter().map(|host| encode_host(host)).collect(),
         vhds: table.on_demand.then(|| Vhds { config_source: ads() }),
         ignore_port_in_host_matching: table.ignore_port_in_host,
         // Routes may arrive before the clusters that they name.
@@ -66,7 +68,7 @@ pub(crate) fn decode(mut proto: RouteConfiguration) -> Result<RouteTable> {
     )?;
     for host in std::mem::take(&mut proto.virtual_hosts) {
         let place = format!("virtual_hosts[{}]", host.name);
-        table.hosts.push(decode_host(host).at(&place)?);
+        table.hosts.push(Arc::new(decode_host(host).at(&place)?));
     }
     done(proto)?;
     Ok(table)

@@ -354,7 +354,7 @@ pub(crate) fn route_table() -> impl Strategy<Value = RouteTable> {
     (name(), vec(host, 0..3), any::<bool>(), any::<bool>()).prop_map(|(name, hosts, ignore_port_in_host, on_demand)| {
         RouteTable {
             name,
-            hosts,
+            hosts: hosts.into_iter().map(std::sync::Arc::new).collect(),
             ignore_port_in_host,
             on_demand,
         }

@@ -257,12 +257,12 @@ fn http(authz: Vec<AuthzFilter>, log: &Path) -> HttpManager {
         codec: Codec::Auto,
         routes: RouteSource::Inline(Box::new(RouteTable {
             name: "inbound|80||".into(),
-            hosts: vec![VirtualHost {
+            hosts: vec![Arc::new(VirtualHost {
                 name: "inbound|http|80".into(),
                 domains: vec!["*".into()],
                 routes: vec![route],
                 attempt_count: false,
-            }],
+            })],
             ignore_port_in_host: false,
             on_demand: false,
         })),
@@ -457,7 +457,7 @@ fn outbound(snapshot: &mut ProxySnapshot, port: u16) {
     };
     let table = RouteTable {
         name: "80".into(),
-        hosts: vec![VirtualHost {
+        hosts: vec![Arc::new(VirtualHost {
             name: format!("{host}:80"),
             domains: vec![host.into(), "web".into(), "*.web".into()],
             routes: vec![
@@ -471,7 +471,7 @@ fn outbound(snapshot: &mut ProxySnapshot, port: u16) {
                 ),
             ],
             attempt_count: true,
-        }],
+        })],
         ignore_port_in_host: true,
         on_demand: false,
     };

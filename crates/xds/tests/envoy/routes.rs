@@ -158,7 +158,7 @@ fn table(runner: &mut TestRunner, index: usize) -> RouteTable {
     });
     RouteTable {
         name: format!("t{index}"),
-        hosts: hosts.collect(),
+        hosts: hosts.map(Arc::new).collect(),
         ignore_port_in_host: !index.is_multiple_of(3),
         on_demand: false,
     }

@@ -56,7 +56,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<Route>) -> VirtualHost {
 fn table(hosts: Vec<VirtualHost>, ignore_port_in_host: bool) -> CompiledRoutes {
     CompiledRoutes::new(Arc::new(RouteTable {
         name: "80".into(),
-        hosts,
+        hosts: hosts.into_iter().map(Arc::new).collect(),
         ignore_port_in_host,
         on_demand: false,
     }))
