@@ -3,11 +3,12 @@
 //! Clocks are set for real programs by the library `libfaketime` (Debian package of that name), which answers their
 //! questions for the time of day from a file; no program has a switch for it.
 
+use std::io::{BufRead, BufReader, Read};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::common::{Cluster, text};
+use crate::common::Cluster;
 use crate::load::now;
 use crate::mesh::Mesh;
 use crate::run::Run;
@@ -92,7 +93,7 @@ fn server(cluster: &Cluster, name: &str, metadata: &serde_json::Value) {
     cluster.apply(&objects.to_string());
 }
 
-/// On one connection for the whole time; prints how many requests were answered and how many were not.
+/// On one connection for the whole time; prints a line with the first answer, at the end how many requests were answered and how many were not.
 const KEPT: &str = r#"
 import http.client, sys, time
 connection = http.client.HTTPConnection("web.shop", 80, timeout=30)
@@ -103,6 +104,8 @@ while time.monotonic() < end:
         response = connection.getresponse()
         response.read()
         answered, failed = (answered + 1, failed) if response.status == 200 else (answered, failed + 1)
+        if answered + failed == 1:
+            print("first", response.status, flush=True)
     except OSError:
         failed += 1
         connection.close()
@@ -131,7 +134,7 @@ pub(crate) fn certificates_expire(run: &Run) {
         }
         // No certificate is looked at twice: `expiring` and `lasting` have not spoken with anybody yet.
         let (_, process) = mesh.control_plane();
-        let kept = cluster
+        let mut kept = cluster
             .command("kubectl")
             .args([
                 "exec",
@@ -149,6 +152,10 @@ pub(crate) fn certificates_expire(run: &Run) {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .expect("kubectl runs");
+        let mut said = BufReader::new(kept.stdout.take().expect("its output"));
+        let mut first = String::new();
+        said.read_line(&mut first).expect("the first answer");
+        assert_eq!(first.trim(), "first 200");
         let kept = process.stopped(|| {
             std::thread::sleep(Duration::from_secs(LIFE + 1));
             assert_eq!(
@@ -166,9 +173,11 @@ pub(crate) fn certificates_expire(run: &Run) {
                 200,
                 "both certificates are good"
             );
-            kept.wait_with_output().expect("the caller ends")
+            let mut numbers = String::new();
+            said.read_to_string(&mut numbers).expect("the caller ends");
+            kept.wait().expect("kubectl ends");
+            numbers
         });
-        let kept = text(&kept);
         let numbers: Vec<u64> = kept.split_whitespace().filter_map(|n| n.parse().ok()).collect();
         assert!(
             matches!(numbers[..], [answered, 0] if answered > 20),
