@@ -30,7 +30,7 @@ pub enum ResourceType {
     /// Route tables.
     Routes,
     /// Virtual hosts, each asked for by the table and authority that a proxy met
-    /// ([`VirtualHostName`](mantlet_model::route::VirtualHostName)).
+    /// ([`VirtualHostName`]).
     VirtualHosts,
     /// Secrets.
     Secret,
