@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use mantlet_identity::{Csr, IssueRequest, Serial, SubjectAltName};
 use mantlet_model::snapshot::ProxySnapshot;
@@ -131,13 +132,15 @@ impl AsyncWrite for Conn {
     }
 }
 
-/// A control plane with a runtime of its own: dropping it ends every stream, as a killed process does.
+/// A control plane with a runtime of its own: dropping it ends every stream and gives its port back, as a killed process does.
 pub struct Server(Option<tokio::runtime::Runtime>);
 
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
+            // A thread in a runtime must not wait; the next control plane may need the port at once.
+            let stopped = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(20)));
+            stopped.join().unwrap();
         }
     }
 }
