@@ -80,8 +80,11 @@ pub fn destinations<'a>(
         shard.ports.sort_unstable();
         shard.ports.dedup();
     }
-    let filled = shards.into_iter().filter(|shard| !shard.is_empty());
-    filled.map(|shard| (shard.name.clone(), shard)).collect()
+    // There is always one: who gets none has a control plane that does not know what this is.
+    let given = shards
+        .into_iter()
+        .filter(|shard| shard.name == NAMES || !shard.is_empty());
+    given.map(|shard| (shard.name.clone(), shard)).collect()
 }
 
 /// The lists of a finished configuration: addresses and hosts are those in the domains of its route tables.
@@ -222,6 +225,7 @@ mod tests {
             .map(Arc::new)
             .collect();
         assert_eq!(lists.len(), 1);
+        assert_eq!(destinations([], [], []).len(), 1);
         let served = Served::new(&lists);
         assert!(served.has_port(80) && !served.has_port(81));
         assert!(served.has_host("a.example.com") && served.has_host("api.test"));

@@ -15,8 +15,9 @@ use mantlet_model::endpoint::Endpoints;
 use mantlet_model::listener::{ChainMatch, FilterChain, Filters, TcpManager};
 use mantlet_model::names::ClusterName;
 use mantlet_model::snapshot::ProxySnapshot;
+use mantlet_model::{SharedMap, SharedSnapshot};
 use mantlet_testkit::{EchoServer, eventually};
-use mantlet_xds::{Dialect, Options, ResourceSet};
+use mantlet_xds::{Dialect, Encoder, Options, ResourceSet};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -89,6 +90,17 @@ fn by_name(snapshot: &ProxySnapshot) -> Arc<ResourceSet> {
         on_demand: true,
     };
     Arc::new(ResourceSet::new(snapshot, [], &options, None))
+}
+
+/// As a control plane gives it that knows nothing of lists.
+fn without_lists(snapshot: &ProxySnapshot) -> Arc<ResourceSet> {
+    let mut snapshot = SharedSnapshot::from(snapshot);
+    snapshot.destinations = SharedMap::default();
+    let options = Options {
+        dialect: Dialect::Istio,
+        on_demand: false,
+    };
+    Arc::new(ResourceSet::default().next(&snapshot, [], &options, &mut Encoder::default()))
 }
 
 async fn get(out: &Outbound, host: &str) -> CurlOutput {
@@ -315,4 +327,34 @@ async fn an_eager_proxy_holds_everything() {
         if now == all { Ok(()) } else { Err(now) }
     })
     .await;
+}
+
+/// Other control planes know neither the lists of what is served nor names of virtual hosts.
+#[tokio::test]
+async fn a_control_plane_that_gives_nothing_by_name_is_asked_for_everything() {
+    let app = EchoServer::start().await;
+    let out = outbound(app.address());
+    let snapshot = mesh(&out, 10);
+    let agent = Agent::with(without_lists(&snapshot), 3600, &[]).await;
+    agent.ready().await;
+    let all = (
+        snapshot.listeners.len(),
+        0,
+        snapshot.clusters.len(),
+        snapshot.endpoints.len(),
+    );
+    assert_eq!(held(&agent), all);
+    go_to(&agent, HTTP);
+    assert_eq!(get(&out, "svc-7").await.status, 200);
+    // A host of which nothing was known a moment ago is there with the next push, without being asked for.
+    let more = mesh(&out, 12);
+    agent.control.resources.send_replace(without_lists(&more));
+    eventually("the new services are here", Duration::from_secs(10), || async {
+        match get(&out, "svc-11").await.status {
+            200 => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert_eq!(held(&agent).2, more.clusters.len());
 }

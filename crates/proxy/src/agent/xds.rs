@@ -396,7 +396,10 @@ impl Staged {
                 wanted.answered(kind, &name, missing);
             }
         }
-        self.unseen.remove(&kind);
+        // No list is no answer to what is served: with it, everything would pass as if it were not the mesh's.
+        if kind != ResourceType::Destinations || !next.destinations.is_empty() {
+            self.unseen.remove(&kind);
+        }
         self.absent.extend(absent);
         self.snapshot = Arc::unwrap_or_clone(next);
         self.dirty = true;
