@@ -4,6 +4,7 @@
 //! operators show `-`, as absent values do, so that a format made for a newer proxy still logs.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
@@ -104,6 +105,10 @@ fn some(text: &str) -> Option<Cow<'_, str>> {
     (!text.is_empty() && text != "-").then_some(Cow::Borrowed(text))
 }
 
+fn address(address: Option<SocketAddr>) -> Option<Cow<'static, str>> {
+    address.map(|a| Cow::Owned(a.to_string()))
+}
+
 impl Subject<'_> {
     fn value(&self, operator: &str) -> Option<Cow<'_, str>> {
         let line = self.line;
@@ -148,14 +153,12 @@ impl Subject<'_> {
             "BYTES_RECEIVED" => Some(Cow::Owned(line.received.to_string())),
             "BYTES_SENT" => Some(Cow::Owned(line.sent.to_string())),
             "DURATION" => Some(Cow::Owned(line.duration.to_string())),
-            "UPSTREAM_HOST" => some(line.upstream_host),
+            "UPSTREAM_HOST" => address(line.upstream_host),
             "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => some(line.cluster),
-            "UPSTREAM_LOCAL_ADDRESS" => some(line.upstream_local),
-            "DOWNSTREAM_LOCAL_ADDRESS" => some(line.downstream_local),
-            "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => some(line.downstream_remote),
-            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => {
-                line.downstream_remote.rsplit_once(':').map(|(ip, _)| Cow::Borrowed(ip))
-            }
+            "UPSTREAM_LOCAL_ADDRESS" => address(line.upstream_local),
+            "DOWNSTREAM_LOCAL_ADDRESS" => address(line.downstream_local),
+            "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => address(line.downstream_remote),
+            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => line.downstream_remote.map(|a| Cow::Owned(a.ip().to_string())),
             "REQUESTED_SERVER_NAME" => some(line.sni),
             "ROUTE_NAME" => some(line.route),
             "DOWNSTREAM_PEER_URI_SAN" => some(self.peer_uri),

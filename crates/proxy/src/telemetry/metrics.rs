@@ -186,8 +186,8 @@ pub struct TcpSeries {
     pub received: Counter,
 }
 
-/// What tells HTTP series apart, as numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What tells series apart, as numbers. Connections have no status and no gRPC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SeriesKey {
     /// Reported by the source.
     pub source_side: bool,
@@ -212,39 +212,57 @@ pub struct SeriesKey {
 }
 
 /// Handles by key.
-#[derive(Default)]
-pub struct SeriesTable {
-    http: HashMap<SeriesKey, Rc<HttpSeries>>,
+pub struct Handles<S> {
+    known: HashMap<SeriesKey, Rc<S>>,
     /// The last one that was asked for.
-    last: Option<(SeriesKey, Rc<HttpSeries>)>,
+    last: Option<(SeriesKey, Rc<S>)>,
 }
 
-impl SeriesTable {
+impl<S> Default for Handles<S> {
+    fn default() -> Self {
+        Handles {
+            known: HashMap::default(),
+            last: None,
+        }
+    }
+}
+
+impl<S> Handles<S> {
     /// The handles of a series, made on first use.
-    pub fn http(&mut self, key: SeriesKey, make: impl FnOnce() -> Rc<HttpSeries>) -> Rc<HttpSeries> {
+    pub fn get(&mut self, key: SeriesKey, make: impl FnOnce() -> Rc<S>) -> Rc<S> {
         if let Some((last, found)) = &self.last
             && *last == key
         {
             return found.clone();
         }
-        if let Some(found) = self.http.get(&key) {
+        if let Some(found) = self.known.get(&key) {
             self.last = Some((key, found.clone()));
             return found.clone();
         }
         // Endpoints and peers come and go; starting over is simple and the counts stay in the registry.
-        if self.http.len() >= MAX_SERIES {
-            self.http.clear();
+        if self.known.len() >= MAX_SERIES {
+            self.known.clear();
         }
         let made = make();
-        self.http.insert(key, made.clone());
+        self.known.insert(key, made.clone());
         made
     }
+}
 
+/// A worker's handles.
+#[derive(Default)]
+pub struct SeriesTable {
+    /// Of requests.
+    pub http: Handles<HttpSeries>,
+    /// Of TCP connections.
+    pub tcp: Handles<TcpSeries>,
+}
+
+impl SeriesTable {
     /// Starts over. Called at each new configuration: numbers of clusters and endpoints that it has replaced never come
     /// again, and their handles would stay until the table is full.
     pub fn clear(&mut self) {
-        self.http.clear();
-        self.last = None;
+        *self = Self::default();
     }
 }
 
@@ -290,18 +308,14 @@ mod tests {
             assert!(former.upgrade().is_none(), "handles of configuration {}", cluster - 1);
             let key = SeriesKey {
                 source_side: true,
-                peer: 0,
-                principal: 0,
                 cluster,
                 endpoint: cluster,
                 status: 200,
-                grpc: 0,
-                flags: 0,
-                is_grpc: false,
                 mtls: true,
+                ..SeriesKey::default()
             };
             for _ in 0..2 {
-                let series = table.http(key, || families.http(&labels));
+                let series = table.http.get(key, || families.http(&labels));
                 series.requests.inc();
                 former = Rc::downgrade(&series);
             }

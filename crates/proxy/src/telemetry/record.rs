@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use mantlet_model::authz::{Decision, Verdict};
 use mantlet_model::http::Reporter;
@@ -99,7 +100,7 @@ fn metadata_of(filter: &'static str, decision: &Decision<'_>, audits: bool, out:
 struct LogFields {
     wall: Option<SystemTime>,
     method: http::Method,
-    path: String,
+    path: Option<PathAndQuery>,
     protocol: &'static str,
     xff: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
@@ -118,15 +119,17 @@ fn is_default(file: &AccessLog) -> bool {
     file.format.is_empty() && file.json.is_empty()
 }
 
-/// One line in the log's format.
-fn render(file: &AccessLog, subject: &format::Subject<'_>) -> String {
-    if !file.json.is_empty() {
-        format::json(&file.json, subject)
-    } else if !file.format.is_empty() {
-        format::text(&file.format, subject)
-    } else {
-        subject.line.render()
-    }
+/// Adds one line in the log's format.
+fn write(worker: &Worker, file: &AccessLog, subject: &format::Subject<'_>) {
+    worker.telemetry.log.line(&file.path, |out| {
+        if !file.json.is_empty() {
+            out.extend_from_slice(format::json(&file.json, subject).as_bytes());
+        } else if !file.format.is_empty() {
+            out.extend_from_slice(format::text(&file.format, subject).as_bytes());
+        } else {
+            subject.line.render(out);
+        }
+    });
 }
 
 fn protocol(version: Version) -> &'static str {
@@ -155,10 +158,7 @@ impl Account {
             Box::new(LogFields {
                 wall: Some(SystemTime::now()),
                 method: parts.method.clone(),
-                path: parts
-                    .uri
-                    .path_and_query()
-                    .map_or_else(|| parts.uri.to_string(), |p| p.as_str().to_string()),
+                path: parts.uri.path_and_query().cloned(),
                 protocol: protocol(parts.version),
                 xff: parts.headers.get(headers::XFF).cloned(),
                 user_agent: parts.headers.get(http::header::USER_AGENT).cloned(),
@@ -351,7 +351,7 @@ impl Account {
             is_grpc: self.grpc,
             mtls: self.downstream.peer.is_some(),
         };
-        let series = worker.telemetry.series.borrow_mut().http(key, || {
+        let series = worker.telemetry.series.borrow_mut().http.get(key, || {
             let labels = self.labels(source_side, principal, peer.as_deref());
             let refs: Vec<&str> = labels.iter().map(|l| &**l).collect();
             worker.shared.telemetry.families.http(&refs)
@@ -392,18 +392,10 @@ impl Account {
         let Some(file) = chosen.chain.http().and_then(|h| h.access_log.as_ref()) else {
             return;
         };
-        let upstream_host = self
-            .endpoint
-            .as_ref()
-            .map(|e| e.address.to_string())
-            .unwrap_or_default();
-        let upstream_local = log.upstream_local.map(|a| a.to_string()).unwrap_or_default();
-        let downstream_local = self.downstream.facts.destination.to_string();
-        let downstream_remote = self.downstream.facts.source.to_string();
         let line = Line {
             start: log.wall,
             method: log.method.as_str(),
-            path: &log.path,
+            path: log.path.as_ref().map_or("", PathAndQuery::as_str),
             protocol: log.protocol,
             status: self.status,
             flags: self.flags,
@@ -411,17 +403,17 @@ impl Account {
             transport_failure: self.transport_failure.as_deref().unwrap_or_default(),
             received: self.progress.received.get(),
             sent: self.sent,
-            duration: self.started.elapsed().as_millis(),
+            duration: self.started.elapsed().as_millis() as u64,
             service_time: self.service_time,
             xff: text(&log.xff),
             user_agent: text(&log.user_agent),
             request_id: text(&log.request_id),
             authority: text(&log.authority),
-            upstream_host: &upstream_host,
+            upstream_host: self.endpoint.as_ref().map(|e| e.address),
             cluster: &log.cluster,
-            upstream_local: &upstream_local,
-            downstream_local: &downstream_local,
-            downstream_remote: &downstream_remote,
+            upstream_local: log.upstream_local,
+            downstream_local: Some(self.downstream.facts.destination),
+            downstream_remote: Some(self.downstream.facts.source),
             sni: self.downstream.facts.sni.as_deref().unwrap_or_default(),
             route: &log.route,
             ..Line::default()
@@ -434,8 +426,7 @@ impl Account {
             peer_uri: first_uri(&self.downstream),
             own_uri: self.downstream.own_uri.as_deref().unwrap_or_default(),
         };
-        let text = render(file, &subject);
-        self.downstream.worker.telemetry.log.line(&file.path, &text);
+        write(&self.downstream.worker, file, &subject);
     }
 }
 
@@ -590,19 +581,31 @@ impl ConnectionRecord {
             } else {
                 first_uri(&self.downstream)
             };
-            let mut labels = common(
-                &self.downstream,
+            let worker = &self.downstream.worker;
+            let mtls = self.downstream.peer.is_some();
+            let key = SeriesKey {
                 source_side,
-                principal,
-                None,
-                Some(cluster),
-                Some(endpoint),
-                "tcp",
-                flags::NONE,
-            );
-            labels.push(security(source_side, self.downstream.peer.is_some()).into());
-            let refs: Vec<&str> = labels.iter().map(|l| &**l).collect();
-            let series = self.downstream.worker.shared.telemetry.families.tcp(&refs);
+                principal: worker.telemetry.interner.borrow_mut().id(principal),
+                cluster: cluster.id,
+                endpoint: endpoint.id,
+                mtls,
+                ..SeriesKey::default()
+            };
+            let series = worker.telemetry.series.borrow_mut().tcp.get(key, || {
+                let mut labels = common(
+                    &self.downstream,
+                    source_side,
+                    principal,
+                    None,
+                    Some(cluster),
+                    Some(endpoint),
+                    "tcp",
+                    flags::NONE,
+                );
+                labels.push(security(source_side, mtls).into());
+                let refs: Vec<&str> = labels.iter().map(|l| &**l).collect();
+                worker.shared.telemetry.families.tcp(&refs)
+            });
             series.opened.inc();
             *self.series.borrow_mut() = Some(series);
         }
@@ -647,14 +650,10 @@ impl ConnectionRecord {
         };
         let upstream = self.upstream.borrow();
         let transport_failure = self.transport_failure.borrow();
-        let host = upstream
-            .as_ref()
-            .map(|(_, e)| e.address.to_string())
-            .unwrap_or_default();
         let denied = details.starts_with("rbac_");
         let line = Line {
             cluster: upstream.as_ref().map_or("", |(c, _)| c.model.name.as_str()),
-            upstream_host: &host,
+            upstream_host: upstream.as_ref().map(|(_, e)| e.address),
             transport_failure: &transport_failure,
             termination: if denied { details } else { "" },
             details: if denied { "" } else { details },
@@ -732,13 +731,11 @@ fn write_connection(
     flags: u32,
     metadata: &[Metadata],
 ) {
-    let local = facts.destination.to_string();
-    let remote = facts.source.to_string();
     let line = Line {
         start: line.start.or_else(|| Some(SystemTime::now() - started.elapsed())),
-        duration: started.elapsed().as_millis(),
-        downstream_local: &local,
-        downstream_remote: &remote,
+        duration: started.elapsed().as_millis() as u64,
+        downstream_local: Some(facts.destination),
+        downstream_remote: Some(facts.source),
         sni: facts.sni.as_deref().unwrap_or_default(),
         flags,
         ..line
@@ -751,5 +748,5 @@ fn write_connection(
         peer_uri: "",
         own_uri: "",
     };
-    worker.telemetry.log.line(&file.path, &render(file, &subject));
+    write(worker, file, &subject);
 }
