@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -54,7 +54,7 @@ impl Stream {
         if self.prefix.is_empty() {
             self.prefix = bytes;
         } else {
-            let mut all = bytes::BytesMut::from(&bytes[..]);
+            let mut all = BytesMut::from(&bytes[..]);
             all.extend_from_slice(&self.prefix);
             self.prefix = all.freeze();
         }
@@ -186,6 +186,30 @@ impl ReadSize {
             self.0 = (self.0 / 2).max(MIN_READ);
         }
     }
+}
+
+/// See [`skew`].
+const SKEW: usize = 64;
+
+/// How many bytes to leave out at the beginning of memory from which TLS records will be made.
+///
+/// The TLS library copies a record's content behind its head of five bytes, in memory of the record's own, which begins a page
+/// or a quarter of one if it is large. AMD's processors copy sixteen times as slowly (`rep movsb`: 3 GB/s, not 50) when the
+/// target lies up to 15 bytes behind the source modulo the page; what begins a page itself would always be copied that way.
+pub fn skew(memory: *const u8) -> usize {
+    SKEW.saturating_sub(memory.addr() % 1024)
+}
+
+/// Makes room for a read of `size` bytes.
+pub fn make_room(buffer: &mut BytesMut, size: usize) {
+    if size < MIN_READ * 4 || !buffer.is_empty() {
+        buffer.reserve(size);
+        return;
+    }
+    buffer.reserve(size + SKEW);
+    let skew = skew(buffer.as_ptr());
+    buffer.put_bytes(0, skew);
+    buffer.advance(skew);
 }
 
 /// A socket under TLS. The TLS library reads 4 KiB at a time, a quarter of a record; this reads as much as traffic

@@ -5,14 +5,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use mantlet_model::authz::{Connection as AuthzConnection, Verdict};
 use mantlet_model::ext_authz::Then;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::connection::{Chosen, Downstream};
 use crate::ext_authz::{self, Outcome};
-use crate::stream::Stream;
+use crate::stream::{Stream, make_room};
 use crate::telemetry::flags;
 use crate::telemetry::record::ConnectionRecord;
 use crate::upstream::{ActiveGuard, connect};
@@ -265,18 +265,21 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut buffer = vec![0u8; 8 * 1024];
+    let mut size = 8 * 1024;
+    let mut buffer = BytesMut::new();
     loop {
-        let read = from.read(&mut buffer).await?;
+        make_room(&mut buffer, size);
+        let read = from.read_buf(&mut (&mut buffer).limit(size)).await?;
         if read == 0 {
             to.shutdown().await?;
             return Ok(());
         }
-        to.write_all(&buffer[..read]).await?;
+        to.write_all(&buffer).await?;
         to.flush().await?;
+        buffer.clear();
         count(read as u64);
-        if read == buffer.len() && buffer.len() < BUFFER {
-            buffer.resize(buffer.len() * 2, 0);
+        if read == size && size < BUFFER {
+            size *= 2;
         }
     }
 }

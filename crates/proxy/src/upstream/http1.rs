@@ -25,7 +25,7 @@ use super::answer::{Found, Garbled, Reader, digits};
 use super::multiplex::Cancel;
 use super::pool::Unanswered;
 use crate::http::body::{BodyError, RequestBody};
-use crate::stream::{ReadSize, Stream};
+use crate::stream::{ReadSize, Stream, make_room};
 
 /// Up to here a piece of a body is copied behind what stands before it.
 const SMALL_PIECE: usize = 1024;
@@ -112,7 +112,7 @@ impl Connection {
         if self.broken {
             return Poll::Ready(Err(Http1Error::Body));
         }
-        self.reader.input.reserve(self.size.next());
+        make_room(&mut self.reader.input, self.size.next());
         let mut space = (&mut self.reader.input).limit(self.size.next());
         match poll_read_buf(Pin::new(&mut self.stream), cx, &mut space) {
             Poll::Ready(read) => {
