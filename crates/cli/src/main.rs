@@ -25,6 +25,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// The cluster process lives for weeks with many threads, and each of the C library's arenas keeps what its thread has
+/// freed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Zero-trust service mesh that speaks Istio's API.
 #[derive(Debug, Parser)]
 #[command(name = "mantlet", disable_version_flag = true, disable_help_subcommand = true)]
