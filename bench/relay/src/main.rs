@@ -15,6 +15,7 @@ use mantlet_identity::{
 use rustls_pki_types::ServerName;
 use tokio::io::{BufReader, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Copy buffer per direction: a few TLS records, so that bulk costs few system calls.
@@ -81,10 +82,12 @@ fn main() -> Result<()> {
                     .with_context(|| format!("binding {listen}"))?;
                 tasks.spawn(accept(listener, connect, side.clone()));
             }
-            while let Some(ended) = tasks.join_next().await {
-                ended??;
+            // An orderly end, so that counts of a build that counts are written.
+            let mut end = signal(SignalKind::terminate())?;
+            tokio::select! {
+                _ = end.recv() => Ok(()),
+                Some(ended) = tasks.join_next() => ended?,
             }
-            Ok(())
         })
 }
 
