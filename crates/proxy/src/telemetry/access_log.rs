@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -215,64 +215,84 @@ impl Line<'_> {
         if let Some(start) = self.start {
             push_time(out, start);
         }
-        push(out, "] \"", self.method);
-        push(out, " ", self.path);
-        push(out, " ", self.protocol);
-        push_number(out, "\" ", self.status.into());
-        push(out, " ", &super::flags::text(self.flags));
-        push(out, " ", self.details);
-        push(out, " ", self.termination);
-        push(out, " \"", self.transport_failure);
-        push_number(out, "\" ", self.received);
-        push_number(out, " ", self.sent);
-        push_number(out, " ", self.duration);
-        match self.service_time {
-            Some(millis) => push_number(out, " ", millis),
-            None => push(out, " ", ""),
+        out.extend_from_slice(b"] \"");
+        push(out, self.method);
+        out.push(b' ');
+        push(out, self.path);
+        out.push(b' ');
+        push(out, self.protocol);
+        out.extend_from_slice(b"\" ");
+        push_number(out, self.status.into());
+        out.push(b' ');
+        super::flags::push(out, self.flags);
+        out.push(b' ');
+        push(out, self.details);
+        out.push(b' ');
+        push(out, self.termination);
+        out.extend_from_slice(b" \"");
+        push(out, self.transport_failure);
+        out.push(b'"');
+        for number in [self.received, self.sent, self.duration] {
+            out.push(b' ');
+            push_number(out, number);
         }
-        push(out, " \"", self.xff);
-        push(out, "\" \"", self.user_agent);
-        push(out, "\" \"", self.request_id);
-        push(out, "\" \"", self.authority);
-        push_address(out, "\" \"", self.upstream_host);
-        push(out, "\" ", self.cluster);
-        push_address(out, " ", self.upstream_local);
-        push_address(out, " ", self.downstream_local);
-        push_address(out, " ", self.downstream_remote);
-        push(out, " ", self.sni);
-        push(out, " ", self.route);
+        out.push(b' ');
+        match self.service_time {
+            Some(millis) => push_number(out, millis),
+            None => out.push(b'-'),
+        }
+        for text in [self.xff, self.user_agent, self.request_id, self.authority] {
+            out.extend_from_slice(b" \"");
+            push(out, text);
+            out.push(b'"');
+        }
+        out.extend_from_slice(b" \"");
+        push_address(out, self.upstream_host);
+        out.extend_from_slice(b"\" ");
+        push(out, self.cluster);
+        for address in [self.upstream_local, self.downstream_local, self.downstream_remote] {
+            out.push(b' ');
+            push_address(out, address);
+        }
+        for text in [self.sni, self.route] {
+            out.push(b' ');
+            push(out, text);
+        }
         out.push(b'\n');
     }
 }
 
-/// A text behind what separates it, `-` if there is none.
-fn push(out: &mut Vec<u8>, before: &str, text: &str) {
-    out.extend_from_slice(before.as_bytes());
+/// A text, `-` if there is none.
+fn push(out: &mut Vec<u8>, text: &str) {
     match text {
         "" => out.push(b'-'),
         text => out.extend_from_slice(clean(text).as_bytes()),
     }
 }
 
-fn push_number(out: &mut Vec<u8>, before: &str, number: u64) {
-    out.extend_from_slice(before.as_bytes());
+fn push_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// An address as the standard library shows it, `-` if there is none. Four of them are in every line, so that those of IPv4 are
 /// written digit by digit.
-fn push_address(out: &mut Vec<u8>, before: &str, address: Option<SocketAddr>) {
-    match address {
-        None => push(out, before, ""),
-        Some(SocketAddr::V6(address)) => push(out, before, &address.to_string()),
-        Some(SocketAddr::V4(address)) => {
-            let [a, b, c, d] = address.ip().octets();
-            push_number(out, before, a.into());
-            for octet in [b, c, d] {
-                push_number(out, ".", octet.into());
+fn push_address(out: &mut Vec<u8>, address: Option<SocketAddr>) {
+    let Some(address) = address else {
+        out.push(b'-');
+        return;
+    };
+    match address.ip() {
+        IpAddr::V4(ip) => {
+            for (at, octet) in ip.octets().into_iter().enumerate() {
+                if at > 0 {
+                    out.push(b'.');
+                }
+                push_number(out, octet.into());
             }
-            push_number(out, ":", address.port().into());
+            out.push(b':');
+            push_number(out, address.port().into());
         }
+        IpAddr::V6(_) => out.extend_from_slice(address.to_string().as_bytes()),
     }
 }
 
@@ -312,10 +332,14 @@ pub(super) fn clean(text: &str) -> std::borrow::Cow<'_, str> {
     if text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
         return text.into();
     }
-    text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect::<String>()
-        .into()
+    if text.chars().any(char::is_control) {
+        text.chars()
+            .map(|c| if c.is_control() { '?' } else { c })
+            .collect::<String>()
+            .into()
+    } else {
+        text.into()
+    }
 }
 
 /// `2026-11-22T16:45:00.123Z`.
@@ -350,13 +374,13 @@ mod tests {
             authority: "web",
             cluster: "inbound|8080||",
             downstream_local: "10.0.0.2:8080".parse().ok(),
-            downstream_remote: "10.0.0.1:4000".parse().ok(),
+            downstream_remote: "[2001:db8::1]:4000".parse().ok(),
             route: "default",
             ..Line::default()
         };
         assert_eq!(
             rendered(&line),
-            "[2020-09-13T12:26:40.123Z] \"GET /x HTTP/1.1\" 403 - rbac_access_denied_matched_policy[none] - \"-\" 0 19 0 - \"-\" \"curl/8\" \"id\" \"web\" \"-\" inbound|8080|| - 10.0.0.2:8080 10.0.0.1:4000 - default\n"
+            "[2020-09-13T12:26:40.123Z] \"GET /x HTTP/1.1\" 403 - rbac_access_denied_matched_policy[none] - \"-\" 0 19 0 - \"-\" \"curl/8\" \"id\" \"web\" \"-\" inbound|8080|| - 10.0.0.2:8080 [2001:db8::1]:4000 - default\n"
         );
     }
 
@@ -381,7 +405,7 @@ mod tests {
         for text in ["0.0.0.0:0", "255.10.9.100:65535", "[::1]:80", "[::ffff:10.0.0.1]:1"] {
             let address: SocketAddr = text.parse().unwrap();
             let mut out = Vec::new();
-            push_address(&mut out, "", Some(address));
+            push_address(&mut out, Some(address));
             assert_eq!(String::from_utf8(out).unwrap(), address.to_string());
         }
     }

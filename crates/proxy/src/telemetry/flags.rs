@@ -1,7 +1,5 @@
 //! Envoy's response flags.
 
-use std::borrow::Cow;
-
 /// Nothing special.
 pub const NONE: u32 = 0;
 /// UH: no healthy upstream.
@@ -37,17 +35,26 @@ const NAMES: [&str; 14] = [
     "UH", "UF", "UO", "NR", "URX", "NC", "DC", "UT", "UR", "UC", "UPE", "DPE", "SI", "UAEX",
 ];
 
-/// The flags as the access log and the metrics show them, `-` for none.
-pub fn text(flags: u32) -> Cow<'static, str> {
-    let mut set = NAMES
-        .iter()
-        .enumerate()
-        .filter(|(bit, _)| flags & (1 << bit) != 0)
-        .map(|(_, name)| *name);
-    let Some(first) = set.next() else {
-        return "-".into();
-    };
-    set.fold(first.into(), |all, name| all + "," + name)
+/// Appends the flags as the access log shows them, `-` for none.
+pub fn push(out: &mut Vec<u8>, flags: u32) {
+    if flags == NONE {
+        out.push(b'-');
+        return;
+    }
+    let set = NAMES.iter().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0);
+    for (at, (_, name)) in set.enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(name.as_bytes());
+    }
+}
+
+/// The same as a text, for the metrics.
+pub fn text(flags: u32) -> String {
+    let mut out = Vec::new();
+    push(&mut out, flags);
+    String::from_utf8(out).unwrap_or_default()
 }
 
 #[cfg(test)]

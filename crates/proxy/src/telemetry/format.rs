@@ -146,7 +146,7 @@ impl Subject<'_> {
             "START_TIME" => line.start.map(|at| Cow::Owned(rfc3339_millis(at))),
             "PROTOCOL" => some(line.protocol),
             "RESPONSE_CODE" => Some(Cow::Owned(line.status.to_string())),
-            "RESPONSE_FLAGS" => Some(super::flags::text(line.flags)),
+            "RESPONSE_FLAGS" => Some(Cow::Owned(super::flags::text(line.flags))),
             "RESPONSE_CODE_DETAILS" => some(line.details),
             "CONNECTION_TERMINATION_DETAILS" => some(line.termination),
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => some(line.transport_failure),

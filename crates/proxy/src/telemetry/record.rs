@@ -534,7 +534,7 @@ fn common<'a>(
         service_namespace.into(),
         destination.cluster.clone().into(),
         protocol.into(),
-        flags::text(flags),
+        flags::text(flags).into(),
     ]
 }
 
