@@ -374,13 +374,13 @@ mod tests {
             authority: "web",
             cluster: "inbound|8080||",
             downstream_local: "10.0.0.2:8080".parse().ok(),
-            downstream_remote: "[2001:db8::1]:4000".parse().ok(),
+            downstream_remote: "10.0.0.1:4000".parse().ok(),
             route: "default",
             ..Line::default()
         };
         assert_eq!(
             rendered(&line),
-            "[2020-09-13T12:26:40.123Z] \"GET /x HTTP/1.1\" 403 - rbac_access_denied_matched_policy[none] - \"-\" 0 19 0 - \"-\" \"curl/8\" \"id\" \"web\" \"-\" inbound|8080|| - 10.0.0.2:8080 [2001:db8::1]:4000 - default\n"
+            "[2020-09-13T12:26:40.123Z] \"GET /x HTTP/1.1\" 403 - rbac_access_denied_matched_policy[none] - \"-\" 0 19 0 - \"-\" \"curl/8\" \"id\" \"web\" \"-\" inbound|8080|| - 10.0.0.2:8080 10.0.0.1:4000 - default\n"
         );
     }
 
